@@ -1,0 +1,1 @@
+"""everyframe: understand every frame of a video for the price of a few."""

@@ -1,0 +1,125 @@
+"""Finding a model's folder: the one that ships with the package, a local one, or a Hugging Face hub id."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+BUNDLED = "bundled"
+
+_CONFIG_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
+TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+]
+_SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+_TORCH = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class ModelError(ValueError):
+    """A model cannot be found, read or used as asked. The message says what to do about it."""
+
+
+def find_folder(name: str | Path) -> Path:
+    """The local folder of a model in Hugging Face format.
+
+    `name` is "bundled", a folder, or a hub id such as "openai/clip-vit-base-patch16". A hub id is fetched with
+    `huggingface_hub`, so its cache, its HF_HOME and HF_HUB_OFFLINE, and its access tokens are those of that library.
+    An existing folder wins over a hub id of the same name. Raises ModelError when there is no such model.
+    """
+    if name == BUNDLED:
+        folder = Path(str(resources.files("everyframe") / "assets" / BUNDLED))
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                'the model "bundled" is missing from this installation of everyframe: reinstall the package, '
+                "or give a hub id or a folder"
+            )
+        return folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelError(f"{name} is a file: give the folder that holds config.json and the weights")
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
+        raise ModelError(f'{name} is neither "bundled", nor a folder that exists, nor a hub id (owner/name)')
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    wanted = _CONFIG_FILES + TOKENIZER_FILES
+    try:
+        folder = _snapshot(name, wanted + _SAFETENSORS)
+        if not any(folder.glob("*.safetensors")):
+            folder = _snapshot(name, wanted + _TORCH)
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{name} is gated on the hub: accept its terms on its page and log in with `hf auth login`, "
+            "or give a local folder"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{name} is not on the hub (or is private and you are not logged in): check the id, or give a local folder"
+        ) from error
+    except Exception as error:  # the hub client lets errors of its HTTP library and of the system through
+        if isinstance(error, (TypeError, AttributeError, MemoryError)):
+            raise
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise ModelError(
+            f"{name} is not a local folder and could not be fetched from the hub ({reason.rstrip(': ')}): "
+            "check the network and HF_HUB_OFFLINE, or give a local folder"
+        ) from error
+    return folder
+
+
+def _snapshot(name: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The weights in a model folder, in name order: safetensors if there are any, else PyTorch files.
+
+    Raises ModelError when there are none, or when an index names a shard that is missing.
+    """
+    for single, index in (_SAFETENSORS[:2], _TORCH[:2]):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return _shards(folder / index)
+    raise ModelError(
+        f"{folder} holds no weights: expected {_SAFETENSORS[0]} or {_TORCH[0]}, or an index file of either"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    import json
+
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} is not an index of weight shards: {error}") from error
+    missing = sorted(name for name in names if not (index.parent / name).is_file())
+    if missing:
+        raise ModelError(f"{index} names shards that are not there: {', '.join(missing)}")
+    return [index.parent / name for name in sorted(names)]
+
+
+def sha256(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other; for one file, what `sha256sum` prints."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
