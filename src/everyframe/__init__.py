@@ -1,1 +1,70 @@
-"""everyframe: understand every frame of a video for the price of a few."""
+"""everyframe: understand every frame of a video for the price of a few.
+
+The names below are the public API; each is imported when first used, so that `import everyframe` stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from everyframe.backbone import Model, ModelError, load
+    from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
+    from everyframe.features import FeaturesError, VideoFeatures
+    from everyframe.flops import Cost, flops
+    from everyframe.pipeline import encode_video
+    from everyframe.spans import Moment
+    from everyframe.tasks.grounding import ground
+    from everyframe.tasks.retrieval import Hit, search
+    from everyframe.video import VideoError, probe
+
+_HOMES = {
+    "Cost": "flops",
+    "DenseEncoder": "encoders",
+    "FeaturesError": "features",
+    "Hit": "tasks.retrieval",
+    "Model": "backbone",
+    "ModelError": "backbone",
+    "Moment": "spans",
+    "ResidualTokenizer": "encoders",
+    "ResidualViT": "encoders",
+    "VideoError": "video",
+    "VideoFeatures": "features",
+    "encode_video": "pipeline",
+    "flops": "flops",
+    "ground": "tasks.grounding",
+    "load": "backbone",
+    "probe": "video",
+    "search": "tasks.retrieval",
+}
+
+__all__ = [
+    "Cost",
+    "DenseEncoder",
+    "FeaturesError",
+    "Hit",
+    "Model",
+    "ModelError",
+    "Moment",
+    "ResidualTokenizer",
+    "ResidualViT",
+    "VideoError",
+    "VideoFeatures",
+    "encode_video",
+    "flops",
+    "ground",
+    "load",
+    "probe",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'everyframe' has no attribute {name!r}")
+    value = getattr(import_module(f"everyframe.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,6 +18,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,9 +31,6 @@ FORMAT = "everyframe-features"
 FORMAT_VERSION = 1
 ROLES = "IPC"  # full frame, reduced frame, copied from another frame
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5", ".parquet")
-# What must agree before two embeddings can be compared. Storage dtype and encoder settings may differ: they
-# change the quality of a row, not the space it lies in.
-_SPACE = ("id", "weights_sha256", "projected", "preprocess")
 # Two times closer than this are one: presentation times are rationals stored in float64.
 _TIME_EPSILON = 1e-6
 
@@ -71,6 +69,7 @@ class VideoFeatures:
 
     def __post_init__(self) -> None:
         embeddings = as_array(self.embeddings)
+        embeddings = embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)
         if embeddings.ndim != 2 or embeddings.shape[1] == 0:
             raise FeaturesError(f"embeddings must have shape [frames, dim], got {list(embeddings.shape)}")
         if embeddings.dtype not in (np.float32, np.float16):
@@ -81,7 +80,7 @@ class VideoFeatures:
         times = as_array(self.times).astype(np.float64)
         if times.ndim != 1 or len(times) != len(embeddings):
             raise FeaturesError(
-                f"times must be one number per frame: got shape {list(times.shape)} for {len(embeddings)} frames"
+                f"times must be one number per frame ({len(embeddings)}), got shape {list(times.shape)}"
             )
         if not np.isfinite(times).all():
             raise FeaturesError("times must be finite seconds, got a NaN or an infinity")
@@ -90,18 +89,15 @@ class VideoFeatures:
             raise FeaturesError(
                 f"times must increase, but frame {row + 1} at {times[row + 1]} s follows {times[row]} s"
             )
-        if len(self.roles) != len(times):
-            raise FeaturesError(
-                f"roles must be one letter per frame: {len(self.roles)} for {len(times)} frames"
-            )
+        if not isinstance(self.roles, str) or len(self.roles) != len(times):
+            raise FeaturesError(f"roles must be one letter per frame, got {len(self.roles)} for {len(times)}")
         if foreign := sorted(set(self.roles) - set(ROLES)):
             raise FeaturesError(f"roles may hold only the letters {ROLES}, got {''.join(foreign)!r}")
         if self.end_seconds is not None and not (
             math.isfinite(self.end_seconds) and (not len(times) or self.end_seconds >= times[-1])
         ):
             raise FeaturesError(f"end_seconds must not lie before the last frame, got {self.end_seconds}")
-        native = embeddings.dtype.newbyteorder("=")
-        object.__setattr__(self, "embeddings", np.ascontiguousarray(embeddings, dtype=native))
+        object.__setattr__(self, "embeddings", np.ascontiguousarray(embeddings))
         object.__setattr__(self, "times", np.ascontiguousarray(times))
         for name in ("video", "model", "settings"):
             object.__setattr__(self, name, _plain(getattr(self, name), name))
@@ -128,8 +124,8 @@ class VideoFeatures:
     def frame_ends(self) -> NDArray[np.float64]:
         """float64 [T], seconds: frame k is shown in [times[k], frame_ends[k]).
 
-        A frame ends where the next begins. The last ends at `end_seconds`, or else at the video's duration where
-        that is known and lies behind it, or else one median step (for a single frame: 1/fps) after it began.
+        A frame ends where the next begins. The last ends at `end_seconds`, or else at the video's duration
+        where that is known and lies behind it, or else one median step (a lone frame: 1/fps) after it began.
         """
         ends = np.append(self.times[1:], 0.0)[: self.num_frames]
         if not self.num_frames:
@@ -147,12 +143,11 @@ class VideoFeatures:
             ends[-1] = last + (1.0 / fps if fps else 0.0)
         return ends
 
+    @cached_property
     def norms(self) -> NDArray[np.float32]:
-        """float32 [T], the length of every row. Raises FeaturesError for a row of zeros: it has no direction."""
+        """float32 [T], the length of every row. Raises FeaturesError for a row of zeros."""
         norms = np.empty(self.num_frames, dtype=np.float32)
-        for first in range(
-            0, self.num_frames, 8192
-        ):  # blocks: float16 is widened without doubling the memory
+        for first in range(0, self.num_frames, 8192):  # blocks: float16 widens without a second copy
             block = self.embeddings[first : first + 8192].astype(np.float32, copy=False)
             norms[first : first + 8192] = np.sqrt(np.einsum("td,td->t", block, block))
         if not norms.all():
@@ -162,7 +157,7 @@ class VideoFeatures:
 
     def normalised(self) -> NDArray[np.float32]:
         """float32 [T, dim], rows of length one. Raises FeaturesError for a row of zeros."""
-        return self.embeddings.astype(np.float32) / self.norms()[:, None]
+        return self.embeddings.astype(np.float32) / self.norms[:, None]
 
     def slice(self, start: float, end: float) -> "VideoFeatures":
         """The frames whose time lies in [start, end) seconds; times stay those of the whole video."""
@@ -181,9 +176,10 @@ class VideoFeatures:
     def resample(self, fps: float, *, how: Literal["mean", "nearest"] = "mean") -> "VideoFeatures":
         """The same span on the regular times k / fps, without encoding anything again.
 
-        "mean" averages the frames shown from k / fps up to (k + 1) / fps, and takes the nearest one where none
-        began; "nearest" takes the frame closest in time (the earlier of two). Roles are those of the nearest
-        frame. Rows that were unit vectors are so again. settings get the new fps and a record of the change.
+        "mean" averages the frames that begin in [k / fps, (k + 1) / fps), or takes the nearest where none
+        does; "nearest" takes the frame closest in time (the earlier of two). Roles are those of the nearest
+        frame. Where model["normalised"] is true the rows are unit vectors again. settings get the new fps
+        and a record of the change.
         """
         if not (math.isfinite(fps) and fps > 0):
             raise FeaturesError(f"fps must be a positive number, got {fps}")
@@ -220,8 +216,8 @@ class VideoFeatures:
         """Write the features in the format of the suffix, whole or not at all, and return the path.
 
         Raises FeaturesError where the suffix is unknown or the file cannot be written (full disk, missing or
-        read-only folder), ImportError where a format's package is missing. No failure, not even Ctrl-C, leaves
-        a partial file. Of the .npy pair the array is put in place last: where it exists, the save was complete.
+        read-only folder), ImportError where a format's package is missing. No failure, not even Ctrl-C,
+        leaves a partial file. Of the .npy pair the array comes last: where it exists, the save was complete.
         """
         path = Path(path)
         encode, _ = _format_of(path)
@@ -242,8 +238,8 @@ class VideoFeatures:
     def load(cls, path: str | os.PathLike[str]) -> "VideoFeatures":
         """Read and check a file that `save` wrote.
 
-        Raises FeaturesError where it is missing, not a features file, cut short, altered, or of a newer format
-        version; ImportError where the format's package is missing.
+        Raises FeaturesError where it is missing, not a features file, cut short, altered, or of another
+        format version; ImportError where the format's package is missing.
         """
         path = Path(path)
         _, decode = _format_of(path)
@@ -251,9 +247,7 @@ class VideoFeatures:
             header, times, embeddings = decode(path)
         except FeaturesError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever a parser raises on arbitrary bytes, zip to Arrow, means the same
+        except Exception as error:  # whatever a parser raises on arbitrary bytes means the same
             raise FeaturesError(
                 f"{path} is damaged or not an everyframe features file ({type(error).__name__}: {error}); "
                 "delete it and encode the video again"
@@ -277,8 +271,9 @@ class VideoFeatures:
 def check_same_provenance(features: Sequence[VideoFeatures]) -> None:
     """Raise FeaturesError, naming the field, where two features do not lie in the same embedding space.
 
-    Compared are dim and the model's id, weights_sha256, projected and preprocess; a field that only one of two
-    has counts as different.
+    Compared are dim and the model's id, weights_sha256, projected and preprocess; a field that only one of
+    two has counts as different. Storage dtype and encoder settings may differ: they change how good a row is,
+    not the space it lies in.
     """
     for other in features[1:]:
         check_same_space(space_of(features[0]), other)
@@ -288,20 +283,22 @@ def space_of(features: VideoFeatures) -> dict[str, Any]:
     """What `check_same_space` compares: a small dict that stays when the embeddings are let go."""
     return {
         "video": features.video.get("path", "the first video"),
+        "model id": features.model.get("id"),  # first: where several fields differ, this one says why
         "dim": features.dim,
-        **{f"model {name}": features.model.get(name) for name in _SPACE},
+        "model weights_sha256": features.model.get("weights_sha256"),
+        "model projected": features.model.get("projected"),
+        "model preprocess": features.model.get("preprocess"),
     }
 
 
 def check_same_space(space: Mapping[str, Any], features: VideoFeatures) -> None:
-    """Raise FeaturesError, naming the field, where `features` lie in another space than `space_of` recorded."""
+    """Raise FeaturesError, naming the field, where `features` do not lie in the space `space_of` gave."""
     other = space_of(features)
-    # The model's id comes before the dim: where both differ, the id is what the user needs to know.
-    for name in (f"model {_SPACE[0]}", "dim", *(f"model {key}" for key in _SPACE[1:])):
-        if space[name] != other[name]:
+    for name in space:
+        if name != "video" and space[name] != other[name]:
             raise FeaturesError(
-                f"features of different origin cannot be mixed: {name} is {space[name]!r} for {space['video']} "
-                f"but {other[name]!r} for {other['video']}; encode all videos with one model"
+                f"features of different origin cannot be mixed: {name} is {space[name]!r} for "
+                f"{space['video']} but {other[name]!r} for {other['video']}; encode all videos with one model"
             )
 
 
@@ -390,22 +387,19 @@ def _write_whole(files: list[_File], path: Path) -> None:
             with open(part, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(
-                    file.fileno()
-                )  # on disk before its name is: a power cut leaves the old file or the new
+                os.fsync(file.fileno())  # content before name: a power cut leaves old or new, never half
         for part, final, _ in parts:
             os.replace(part, final)
             moved.append(final)
     except BaseException as error:  # Ctrl-C too must not leave half a file
         for part, final, _ in parts:
-            part.unlink(missing_ok=True)
+            if part.exists():
+                part.unlink()
             if final in moved and final in fresh:
                 final.unlink(missing_ok=True)
         if isinstance(error, OSError):
             reason = error.strerror or error
-            raise FeaturesError(
-                f"{path} could not be written ({reason}); nothing partial was left"
-            ) from error
+            raise FeaturesError(f"{path} cannot be written ({reason}); nothing partial is left") from error
         raise
 
 

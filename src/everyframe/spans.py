@@ -123,7 +123,7 @@ def recall_at(
 ) -> float:
     """R@k at a temporal IoU: the share of queries that one of their first k answers gets right.
 
-    predictions: per query its moments, best first, taken in the given order (as lighthouse and Moment-DETR do).
+    predictions: per query its moments, best first, in the given order (as lighthouse and Moment-DETR do).
     truth: per query its windows in seconds; reaching any one of them counts, and "reaching" is IoU >= `iou`.
     Returns a number in [0, 1]; a query without predictions counts as missed. Raises ValueError for lists of
     unequal or no length, a query without ground truth, k < 1 and an iou outside (0, 1].

@@ -1,12 +1,16 @@
-"""Pretrained image and text towers behind one interface: `load` a `Model`, then encode, preprocess, or take it apart."""
+"""Pretrained image and text towers behind one interface: `load` a `Model`, then encode, preprocess, or take
+it apart.
+"""
 
 from everyframe.backbone.hub import ModelError
 from everyframe.backbone.model import Model, load
 from everyframe.backbone.preprocess import Preprocess
+from everyframe.backbone.presets import ARCHITECTURES, random_model, skeleton
 from everyframe.backbone.text import TextConfig, TextTransformer
 from everyframe.backbone.vit import Block, BlockConfig, VisionConfig, VisionTransformer, resize_positions
 
 __all__ = [
+    "ARCHITECTURES",
     "Block",
     "BlockConfig",
     "Model",
@@ -17,5 +21,7 @@ __all__ = [
     "VisionConfig",
     "VisionTransformer",
     "load",
+    "random_model",
     "resize_positions",
+    "skeleton",
 ]

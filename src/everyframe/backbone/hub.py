@@ -31,9 +31,10 @@ class ModelError(ValueError):
 def find_folder(name: str | Path) -> Path:
     """The local folder of a model in Hugging Face format.
 
-    `name` is "bundled", a folder, or a hub id such as "openai/clip-vit-base-patch16". A hub id is fetched with
-    `huggingface_hub`, so its cache, its HF_HOME and HF_HUB_OFFLINE, and its access tokens are those of that library.
-    An existing folder wins over a hub id of the same name. Raises ModelError when there is no such model.
+    `name` is "bundled", a folder, or a hub id such as "openai/clip-vit-base-patch16". A hub id is fetched
+    with `huggingface_hub`, so its cache, its HF_HOME and HF_HUB_OFFLINE, and its access tokens are those of
+    that library. An existing folder wins over a hub id of the same name. Raises ModelError when there is no
+    such model.
     """
     if name == BUNDLED:
         folder = Path(str(resources.files("everyframe") / "assets" / BUNDLED))
@@ -68,7 +69,8 @@ def _download(name: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"{name} is not on the hub (or is private and you are not logged in): check the id, or give a local folder"
+            f"{name} is not on the hub, or is private and you are not logged in: check the id, "
+            "or give a local folder"
         ) from error
     except Exception as error:  # the hub client lets errors of its HTTP library and of the system through
         if isinstance(error, (TypeError, AttributeError, MemoryError)):

@@ -29,7 +29,9 @@ class TextConfig(BlockConfig):
     end_token: int | None = None
     """Pool at this token's first occurrence; None pools at the last position (SigLIP)."""
     end_is_highest: bool = False
-    """Pool at the highest token id instead (the rule of CLIP checkpoints whose config says `eos_token_id: 2`)."""
+    """Pool at the highest token id instead (the rule of CLIP checkpoints whose config says `eos_token_id:
+    2`).
+    """
     head_bias: bool = False
 
 
@@ -48,8 +50,8 @@ class TextTransformer(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Token ids [B, L], L <= C, to features [B, D], not normalised.
 
-        `mask` [B, L], true where a token is real, keeps the padding out of the attention. A causal tower has no need
-        of it when the padding comes last, and ignores it.
+        `mask` [B, L], true where a token is real, keeps the padding out of the attention. A causal tower has
+        no need of it when the padding comes last, and ignores it.
         """
         x = self.tokens(ids) + self.positions[: ids.shape[1]]
         bias = None if mask is None or self.config.causal else mask.bool()[:, None, None, :]
@@ -74,11 +76,12 @@ class Tokenizer:
         self._tokenizer: Any = None
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Texts -> token ids [B, L] and, if this tokenizer makes one, the mask of real tokens [B, L]; both int64.
+        """Texts -> token ids [B, L] and, if this tokenizer makes one, the mask of real tokens [B, L]; both
+        int64.
 
-        CLIP's texts are padded to the longest of the batch (later tokens cannot change earlier ones), SigLIP's to the
-        context length, as it was trained. Longer texts are cut, with a UserWarning. Raises ModelError when tokenizer
-        and weights do not belong together.
+        CLIP's texts are padded to the longest of the batch (later tokens cannot change earlier ones),
+        SigLIP's to the context length, as it was trained. Longer texts are cut, with a UserWarning. Raises
+        ModelError when tokenizer and weights do not belong together.
         """
         tokenizer = self._load()
         context, causal = self.config.context, self.config.causal
@@ -86,7 +89,8 @@ class Tokenizer:
         for text, length in zip(texts, lengths, strict=True):
             if length > context:
                 warnings.warn(
-                    f"a text of {length} tokens was cut to the model's {context}: {_shorten(text)!r}", stacklevel=4
+                    f"a text of {length} tokens was cut to the model's {context}: {_shorten(text)!r}",
+                    stacklevel=4,
                 )
         options: dict[str, Any] = {"padding": "longest", "padding_side": "right"} if causal else {}
         encoded = tokenizer(
@@ -109,26 +113,32 @@ class Tokenizer:
         end = self.config.end_token
         if end is not None and not self.config.end_is_highest and not bool((ids == end).any(dim=1).all()):
             raise ModelError(
-                f"the tokenizer in {self.folder} does not end a text with token {end}, which the model's config "
-                "names as eos_token_id: the two do not belong together"
+                f"the tokenizer in {self.folder} does not end a text with token {end}, which is the eos_token_id "
+                "of the model's config: the two do not belong together"
             )
 
     def _load(self) -> Any:
         if self._tokenizer is not None:
             return self._tokenizer
-        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")):
+        if not any(
+            (self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")
+        ):
             missing = ", ".join(TOKENIZER_FILES[:2])
             raise ModelError(
-                f"{self.folder} holds no tokenizer, so texts cannot be encoded: put {missing} beside the weights "
-                "(or vocab.json and merges.txt for CLIP, spiece.model for SigLIP)"
+                f"{self.folder} holds no tokenizer, so texts cannot be encoded: put {missing} beside the "
+                "weights (or vocab.json and merges.txt for CLIP, spiece.model for SigLIP)"
             )
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except ImportError as error:
-            raise ModelError(f"the tokenizer in {self.folder} needs a package that is missing: {error}") from error
-        except Exception as error:  # the tokenizer libraries raise anything, up to plain Exception, on a bad file
+            raise ModelError(
+                f"the tokenizer in {self.folder} needs a package that is missing: {error}"
+            ) from error
+        except (
+            Exception
+        ) as error:  # the tokenizer libraries raise anything, up to plain Exception, on a bad file
             raise ModelError(
                 f"the tokenizer files in {self.folder} cannot be read ({type(error).__name__}: {error})"
             ) from error
@@ -139,7 +149,7 @@ class Tokenizer:
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:
-    """The texts as a list. Raises TypeError for anything but a sequence of str, ValueError for a blank text."""
+    """The texts as a list. Raises TypeError for anything but a sequence of str, ValueError for a blank."""
     if isinstance(texts, str):
         raise TypeError(f"texts must be a list of str, got one str; pass [{_shorten(texts)!r}]")
     texts = list(texts)

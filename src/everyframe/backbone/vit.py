@@ -1,14 +1,16 @@
 """The Vision Transformer that every encoder shares, and the block it shares with the text tower.
 
-The transformer takes *tokens*: an image is cut into patches (`patchify`, no arithmetic), patches are chosen, and only
-the chosen ones are embedded (`embed`). A dropped patch therefore costs nothing at all.
+The transformer takes *tokens*: an image is cut into patches (`patchify`, no arithmetic), patches are chosen,
+and only the chosen ones are embedded (`embed`). A dropped patch therefore costs nothing at all.
 
-Legend: B batch, S image side, p patch side, g = S // p grid side, P = g * g patches, n tokens, W width, h heads,
-d = W // h, D = width of the joint space. All tensors are on the device, and after `embed` in the dtype, of the weights.
+Legend: B batch, S image side, p patch side, g = S // p grid side, P = g * g patches, n tokens, W width, h
+heads, d = W // h, D = width of the joint space. All tensors are on the device, and after `embed` in the
+dtype, of the weights.
 
-Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021); Radford et al., "CLIP" (ICML 2021), which adds
-a LayerNorm before the blocks; Zhai et al., "SigLIP" (ICCV 2023), attention pooling instead of a CLS token; Oquab et al.,
-"DINOv2" (TMLR 2024), layer scale and SwiGLU; Darcet et al., "Vision Transformers Need Registers" (ICLR 2024).
+Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021); Radford et al., "CLIP" (ICML 2021),
+which adds a LayerNorm before the blocks; Zhai et al., "SigLIP" (ICCV 2023), attention pooling instead of a
+CLS token; Oquab et al., "DINOv2" (TMLR 2024), layer scale and SwiGLU; Darcet et al., "Vision Transformers
+Need Registers" (ICLR 2024).
 """
 
 from collections.abc import Callable
@@ -67,7 +69,7 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(BlockConfig):
-    """A vision tower. `image_size` is what it is used at: positions are interpolated to it when it is loaded."""
+    """A vision tower. `image_size` is the size in use; positions are interpolated to it at loading."""
 
     depth: int
     patch_size: int
@@ -121,8 +123,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block: `x + attend(x)`, then `x + feed(x)`.
 
-    The two branches are methods of their own, so that an encoder can change the tokens between them; `heads_of` and
-    `output` split the first one further, for encoders that read the keys or compute the attention themselves.
+    The two branches are methods of their own, so that an encoder can change the tokens between them;
+    `heads_of` and `output` split the first one further, for encoders that read the keys or compute the
+    attention themselves.
     """
 
     def __init__(self, config: BlockConfig) -> None:
@@ -154,8 +157,9 @@ class Block(nn.Module):
     def attend(self, x: Tensor, *, causal: bool = False, bias: Tensor | None = None) -> Tensor:
         """The attention branch: [B, n, W] -> [B, n, W], to be added to `x`.
 
-        `bias` is added to the attention logits and must broadcast to [B, h, n, n] (for instance log token masses,
-        [B, 1, 1, n]); a boolean tensor says instead which keys a query may see. Not together with `causal`.
+        `bias` is added to the attention logits and must broadcast to [B, h, n, n] (for instance log token
+        masses, [B, 1, 1, n]); a boolean tensor says instead which keys a query may see. Not together with
+        `causal`.
         """
         queries, keys, values = self.heads_of(x)
         return self.output(
@@ -187,7 +191,9 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Normalised tokens [B, n, W] -> [B, W]; `bias` broadcasts to [B, h, 1, n] and is added to the logits."""
+        """Normalised tokens [B, n, W] -> [B, W]; `bias` broadcasts to [B, h, 1, n] and is added to the
+        logits.
+        """
         batch, count, width = x.shape
         size = width // self.heads
         query = self.query(self.probe).view(1, self.heads, 1, size).expand(batch, -1, -1, -1)
@@ -200,8 +206,9 @@ class AttentionPool(nn.Module):
 class VisionTransformer(nn.Module):
     """Tokens in, one feature per image out. Made by `everyframe.load`, which fills in the weights.
 
-    Attributes: `grid` g, `num_patches` P, `num_prefix` (CLS and registers that precede the patches), `blocks`,
-    `prefix_tokens` [num_prefix, W] (the CLS token has its positional embedding added) and `positions` [P, W].
+    Attributes: `grid` g, `num_patches` P, `num_prefix` (CLS and registers that precede the patches),
+    `blocks`, `prefix_tokens` [num_prefix, W] (the CLS token has its positional embedding added) and
+    `positions` [P, W].
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -220,8 +227,9 @@ class VisionTransformer(nn.Module):
         self.projection = nn.Linear(config.width, config.dim, bias=False) if config.projection else None
 
     def patchify(self, pixels: Tensor) -> Tensor:
-        """Cut images [B, 3, S, S] into patches [B, P, 3 * p * p], in raster order; pixels in (channel, row, column)
-        order. Rows and columns past the last whole patch are left out, as a strided convolution leaves them out.
+        """Cut images [B, 3, S, S] into patches [B, P, 3 * p * p], in raster order; pixels in (channel, row,
+        column) order. Rows and columns past the last whole patch are left out, as a strided convolution
+        leaves them out.
 
         Raises ValueError for any other shape.
         """
@@ -236,12 +244,12 @@ class VisionTransformer(nn.Module):
     def embed(self, patches: Tensor, indices: Tensor | None = None) -> Tensor:
         """Embed patches [B, n, 3 * p * p] and add the positional embeddings of their places.
 
-        `indices` [B, n] (or [n], for all alike) are the places in raster order, 0 to P - 1. Without them the patches
-        must be all P in order. Returns tokens [B, n, W].
+        `indices` [B, n] (or [n], for all alike) are the places in raster order, 0 to P - 1. Without them the
+        patches must be all P in order. Returns tokens [B, n, W].
         """
         if indices is None and patches.shape[1] != self.num_patches:
             raise ValueError(
-                f"{patches.shape[1]} patches came without indices, but the whole image has {self.num_patches}; "
+                f"{patches.shape[1]} patches came without indices, but the image has {self.num_patches}; "
                 "pass the kept patches' places as indices"
             )
         positions = self.positions if indices is None else self.positions[indices]
@@ -252,14 +260,14 @@ class VisionTransformer(nn.Module):
         return self.prefix_tokens.expand(batch, -1, -1)
 
     def pre(self, tokens: Tensor) -> Tensor:
-        """What happens to all tokens [B, n, W] before the first block: CLIP's LayerNorm; nothing elsewhere."""
+        """What all tokens [B, n, W] pass before the first block: CLIP's LayerNorm; nothing elsewhere."""
         return tokens if self.norm_pre is None else self.norm_pre(tokens)
 
     def pool(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """Tokens after the last block [B, n, W] -> features [B, D], not normalised.
 
-        CLIP: LayerNorm of CLS, projected. DINOv2: LayerNorm of CLS. SigLIP: attention pooling over all tokens, whose
-        logits `bias` [B, 1, 1, n] is added to (the others look at CLS alone and ignore it).
+        CLIP: LayerNorm of CLS, projected. DINOv2: LayerNorm of CLS. SigLIP: attention pooling over all
+        tokens, whose logits `bias` [B, 1, 1, n] is added to (the others look at CLS alone and ignore it).
         """
         if self.head is not None:
             pooled = self.head(self.norm_post(tokens), bias)
@@ -283,7 +291,7 @@ class VisionTransformer(nn.Module):
 
 
 def unfold_patches(pixels: Tensor, patch_size: int) -> Tensor:
-    """Images [B, 3, H, W] of any size -> patches [B, (H // p) * (W // p), 3 * p * p], raster order, one copy."""
+    """Images [B, 3, H, W] of any size -> patches [B, (H // p) * (W // p), 3 * p * p], raster order."""
     batch, channels, height, width = pixels.shape
     rows, columns = height // patch_size, width // patch_size
     pixels = pixels[:, :, : rows * patch_size, : columns * patch_size]

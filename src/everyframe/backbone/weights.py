@@ -1,7 +1,7 @@
 """From a checkpoint in Hugging Face format to the state of our towers: read, rename, fuse, check.
 
-A conversion is a list of `Rule`s, each making one of our tensors from one or more of theirs. Because the list is
-complete, missing and unexpected tensors are known by name before anything is loaded.
+A conversion is a list of `Rule`s, each making one of our tensors from one or more of theirs. Because the list
+is complete, missing and unexpected tensors are known by name before anything is loaded.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,7 +26,9 @@ class Rule:
 
 
 def read(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of the weights files, on the CPU in their own dtype. Raises ModelError for an unreadable file."""
+    """All tensors of the weights files, on the CPU in their own dtype. Raises ModelError for an unreadable
+    file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -46,9 +48,12 @@ def read(files: Iterable[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
-    """Load `module` (made on the meta device) from `tensors`, all or nothing; `tensors` must hold just what the rules
-    name. Raises ModelError naming what is missing, unexpected, or of another shape than the configuration says.
+def fill(
+    module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype: torch.dtype, source: str
+) -> None:
+    """Load `module` (made on the meta device) from `tensors`, all or nothing; `tensors` must hold just what
+    the rules name. Raises ModelError naming what is missing, unexpected, or of another shape than the
+    configuration says.
     """
     named = {name for rule in rules for name in rule.sources}
     problems = []
@@ -73,7 +78,9 @@ def fill(module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype
             problems.append(f"{shapes}, where {rule.target} needs {list(expected[rule.target].shape)} in all")
         state[rule.target] = tensor.to(dtype).contiguous()
     if problems:
-        raise ModelError(f"the weights in {source} do not fit its config.json; wrong shape: {_list(problems)}")
+        raise ModelError(
+            f"the weights in {source} do not fit its config.json; wrong shape: {_list(problems)}"
+        )
     module.load_state_dict(state, strict=True, assign=True)
 
 
@@ -173,7 +180,11 @@ def dinov2_rules(config: VisionConfig, *, antialias: bool) -> list[Rule]:
         _patch_rule("embeddings.patch_embeddings.projection.weight", config.patch_size),
         Rule("patch.bias", ("embeddings.patch_embeddings.projection.bias",)),
         Rule("prefix_tokens", tuple(prefix), join_prefix),
-        Rule("positions", (positions,), lambda places: resize_positions(places[0, 1:], grid, antialias=antialias)),
+        Rule(
+            "positions",
+            (positions,),
+            lambda places: resize_positions(places[0, 1:], grid, antialias=antialias),
+        ),
         *_pairs("norm_post", "layernorm"),
     ]
     for layer in range(config.depth):

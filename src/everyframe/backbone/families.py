@@ -1,0 +1,299 @@
+"""What each supported family looks like: config.json as our configurations, defaults, key names."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from everyframe.backbone import weights
+from everyframe.backbone.hub import ModelError
+from everyframe.backbone.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+    from_settings,
+    read_settings,
+)
+from everyframe.backbone.text import TextConfig
+from everyframe.backbone.vit import VisionConfig
+
+_CONFIG_CLASSES = {
+    "clip": "CLIPConfig",
+    "clip_vision_model": "CLIPVisionConfig",
+    "siglip": "SiglipConfig",
+    "siglip_vision_model": "SiglipVisionConfig",
+    "siglip2": "Siglip2Config",
+    "siglip2_vision_model": "Siglip2VisionConfig",
+    "dinov2": "Dinov2Config",
+    "dinov2_with_registers": "Dinov2WithRegistersConfig",
+}
+_ARCHITECTURES = {
+    "CLIPModel": "clip",
+    "CLIPVisionModel": "clip_vision_model",
+    "CLIPVisionModelWithProjection": "clip_vision_model",
+    "SiglipModel": "siglip",
+    "SiglipVisionModel": "siglip_vision_model",
+    "Siglip2Model": "siglip2",
+    "Siglip2VisionModel": "siglip2_vision_model",
+    "Dinov2Model": "dinov2",
+    "Dinov2WithRegistersModel": "dinov2_with_registers",
+}
+SUPPORTED = (
+    "CLIP (model_type clip, clip_vision_model), SigLIP and SigLIP2 (siglip, siglip2, siglip_vision_model, "
+    "siglip2_vision_model), DINOv2 (dinov2, dinov2_with_registers)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Towers:
+    """Everything `load` needs to know before it reads the weights."""
+
+    family: str
+    vision: VisionConfig
+    text: TextConfig | None
+    preprocessing: Preprocess
+    vision_rules: Callable[[VisionConfig], list[weights.Rule]]
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    """Brings the keys of all known layouts to one, and drops what is not used."""
+    scalars: frozenset[str] = field(default_factory=frozenset)
+    """Scalars that a checkpoint with a text tower must hold."""
+
+
+def read_towers(folder: Path) -> Towers:
+    """Read config.json and the preprocessor's settings. Raises ModelError for what is missing or not
+    supported.
+    """
+    raw = _read_config(folder / "config.json")
+    kind = raw.get("model_type") or _ARCHITECTURES.get((raw.get("architectures") or [""])[0])
+    if kind not in _CONFIG_CLASSES:
+        raise ModelError(
+            f"{folder} has model_type {kind!r}, which is not supported as an image model; "
+            f"supported are {SUPPORTED}"
+        )
+    import transformers
+
+    try:
+        config = getattr(transformers, _CONFIG_CLASSES[kind]).from_dict(raw)
+        if kind.startswith("clip"):
+            return _clip(config, kind, folder)
+        if kind.startswith("siglip"):
+            return _siglip(config, kind, folder)
+        return _dinov2(config, kind, folder)
+    except ModelError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:  # transformers' validation, or ours
+        raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ModelError(
+            f"{file.parent} holds no config.json: it is not a model folder in Hugging Face format"
+        )
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{file} must hold a JSON object")
+    return raw
+
+
+def _clip(config: Any, kind: str, folder: Path) -> Towers:
+    both = kind == "clip"
+    vision, text = (config.vision_config, config.text_config) if both else (config, None)
+    size = _side(vision.image_size, "image_size")
+    projected = both or "CLIPVisionModel" not in (config.architectures or [])
+    tower = VisionConfig(
+        **_block(vision),
+        depth=vision.num_hidden_layers,
+        patch_size=_side(vision.patch_size, "patch_size"),
+        image_size=size,
+        dim=config.projection_dim if projected else vision.hidden_size,
+        patch_bias=False,
+        pre_norm=True,
+        projection=projected,
+    )
+    defaults = _defaults(size={"shortest_edge": size}, crop=size, mean=CLIP_MEAN, std=CLIP_STD)
+    return Towers(
+        family="clip",
+        vision=tower,
+        text=_clip_text(config, text) if text is not None else None,
+        preprocessing=_preprocessing(folder, defaults, size),
+        vision_rules=weights.clip_vision_rules,
+        rename=_rename_towers,
+        scalars=frozenset({"logit_scale"}),
+    )
+
+
+def _clip_text(config: Any, text: Any) -> TextConfig:
+    end = text.eos_token_id
+    if not isinstance(end, int):
+        raise ModelError(f"eos_token_id of the text tower must be one token, got {end}")
+    return TextConfig(
+        **_block(text),
+        depth=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+        context=text.max_position_embeddings,
+        dim=config.projection_dim,
+        causal=True,
+        end_token=end,
+        end_is_highest=end == 2,
+    )
+
+
+def _siglip(config: Any, kind: str, folder: Path) -> Towers:
+    both, naflex = not kind.endswith("_vision_model"), kind.startswith("siglip2")
+    vision, text = (config.vision_config, config.text_config) if both else (config, None)
+    if not vision.vision_use_head:
+        raise ModelError(
+            f"{folder} has no pooling head (vision_use_head is false), so it gives no image features"
+        )
+    patch = _side(vision.patch_size, "patch_size")
+    size = math.isqrt(vision.num_patches) * patch if naflex else _side(vision.image_size, "image_size")
+    tower = VisionConfig(
+        **_block(vision),
+        depth=vision.num_hidden_layers,
+        patch_size=patch,
+        image_size=size,
+        dim=vision.hidden_size,
+        cls_token=False,
+        pooling="attention",
+    )
+    stretched = {"height": size, "width": size}
+    defaults = _defaults(size=stretched, crop=None, mean=HALF, std=HALF, resample=2 if naflex else 3)
+    words = None
+    if text is not None:
+        if text.projection_size != vision.hidden_size:
+            raise ModelError(
+                f"{folder} has text features of width {text.projection_size} and image features of width "
+                f"{vision.hidden_size}; in a joint space they must be equal"
+            )
+        words = TextConfig(
+            **_block(text),
+            depth=text.num_hidden_layers,
+            vocabulary=text.vocab_size,
+            context=text.max_position_embeddings,
+            dim=text.projection_size,
+            causal=False,
+            head_bias=True,
+        )
+    return Towers(
+        family="siglip2" if naflex else "siglip",
+        vision=tower,
+        text=words,
+        preprocessing=_preprocessing(folder, defaults, size, fixed=("size",) if naflex else ()),
+        vision_rules=weights.siglip_vision_rules,
+        rename=_rename_towers,
+        scalars=frozenset({"logit_scale", "logit_bias"}),
+    )
+
+
+def _dinov2(config: Any, kind: str, folder: Path) -> Towers:
+    registers = kind == "dinov2_with_registers"
+    hidden = int(config.hidden_size * config.mlp_ratio)
+    if (
+        config.use_swiglu_ffn
+    ):  # two thirds, rounded up to a multiple of 8, so that the cost stays that of the plain MLP
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    defaults = _defaults(size={"shortest_edge": 256}, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    preprocessing = _preprocessing(folder, defaults, None)
+    tower = VisionConfig(
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        mlp_width=hidden,
+        activation="silu" if config.use_swiglu_ffn else config.hidden_act,
+        norm_eps=config.layer_norm_eps,
+        qkv_bias=config.qkv_bias,
+        gated_mlp=config.use_swiglu_ffn,
+        layer_scale=True,
+        depth=config.num_hidden_layers,
+        patch_size=_side(config.patch_size, "patch_size"),
+        image_size=preprocessing.size,
+        dim=config.hidden_size,
+        registers=config.num_register_tokens if registers else 0,
+    )
+    return Towers(
+        family="dinov2",
+        vision=tower,
+        text=None,
+        preprocessing=preprocessing,
+        vision_rules=lambda vision: weights.dinov2_rules(vision, antialias=registers),
+        rename=_rename_dinov2,
+    )
+
+
+def _block(config: Any) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "activation": config.hidden_act,
+        "norm_eps": config.layer_norm_eps,
+    }
+
+
+def _side(value: Any, name: str) -> int:
+    sides = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not sides or any(side != sides[0] or not isinstance(side, int) for side in sides):
+        raise ModelError(f"{name} must be a square, got {value}")
+    return sides[0]
+
+
+def _defaults(*, size: Any, crop: int | None, mean: Any, std: Any, resample: int = 3) -> dict[str, Any]:
+    """A family's image settings, under the names of preprocessor_config.json."""
+    return {
+        "do_resize": True,
+        "size": size,
+        "resample": resample,
+        "do_center_crop": crop is not None,
+        "crop_size": crop,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def _preprocessing(
+    folder: Path, defaults: dict[str, Any], image_size: int | None, fixed: tuple[str, ...] = ()
+) -> Preprocess:
+    given = read_settings(folder)
+    if given is not None:
+        given = {key: value for key, value in given.items() if key not in fixed}
+    preprocessing = from_settings(given, defaults, f"{folder}/preprocessor_config.json")
+    if image_size is not None and preprocessing.size != image_size:
+        raise ModelError(
+            f"{folder}: preprocessor_config.json makes images of {preprocessing.size} pixels, but config.json "
+            f"says that the model takes {image_size}"
+        )
+    return preprocessing
+
+
+def _rename_towers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """CLIP and SigLIP: drop old position-id buffers; a lone vision tower may be stored without its prefix."""
+    kept = {key: value for key, value in tensors.items() if not key.endswith(".position_ids")}
+    if any(key.startswith("vision_model.") for key in kept):
+        return kept
+    return {
+        key if key.startswith("visual_projection") else f"vision_model.{key}": value
+        for key, value in kept.items()
+    }
+
+
+def _rename_dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2: the mask token serves pre-training only; a classifier puts a prefix before the tower's keys."""
+    renamed = {}
+    for key, value in tensors.items():
+        key = key.removeprefix("dinov2.").removeprefix("dinov2_with_registers.")
+        if key != "embeddings.mask_token" and not key.startswith("classifier."):
+            renamed[key] = value
+    return renamed

@@ -1,0 +1,191 @@
+"""`load`: a checkpoint in Hugging Face format as one `Model`, whatever its family."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from everyframe.backbone import hub, weights
+from everyframe.backbone.families import Towers, read_towers
+from everyframe.backbone.hub import ModelError
+from everyframe.backbone.preprocess import Preprocess
+from everyframe.backbone.text import TextTransformer, Tokenizer, check_texts
+from everyframe.backbone.vit import VisionTransformer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TEXT_BATCH = 256
+
+
+class Model(nn.Module):
+    """An image tower, its text tower if it has one, and the preprocessing that belongs to them. Made by
+    `load`.
+
+    Attributes: `name` as given to `load`; `family` "clip", "siglip", "siglip2" or "dinov2"; `dim`, width of
+    the joint space; `image_size` S; `vision` and `text` (None without a text tower); `logit_scale` (already
+    exponentiated) and `logit_bias`, which turn a cosine similarity into the logit of training;
+    `weights_sha256`, the hash of the weights files, the same for the same bytes; `folder`, where they lie; `preprocess_settings`, a
+    dict that survives JSON. Parameters are frozen; gradients still flow through to whatever a caller adds.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        family: str,
+        vision: VisionTransformer,
+        text: TextTransformer | None,
+        tokenizer: Tokenizer | None,
+        preprocessing: Preprocess,
+        logit_scale: float,
+        logit_bias: float,
+        weights_sha256: str,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.family = family
+        self.vision = vision
+        self.text = text
+        self.dim = vision.config.dim
+        self.image_size = vision.config.image_size
+        self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
+        self.weights_sha256 = weights_sha256
+        self.folder = folder
+        self.preprocess_settings = preprocessing.settings()
+        self._preprocessing = preprocessing
+        self._tokenizer = tokenizer
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vision.positions.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.vision.positions.dtype
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> float32 [n, dim] on the model's device, each row of length 1.
+
+        A text longer than the model's context is cut, with a UserWarning that names it. Raises ModelError
+        when the model has no text tower or its folder no tokenizer, TypeError for a single str, ValueError
+        for a blank text.
+        """
+        texts = check_texts(texts)
+        if self.text is None or self._tokenizer is None:
+            raise ModelError(
+                f"{self.name} has no text tower, so it cannot encode text: load a CLIP or SigLIP model"
+            )
+        features = [torch.empty(0, self.dim, device=self.device)]
+        for start in range(0, len(texts), _TEXT_BATCH):
+            ids, mask = self._tokenizer(texts[start : start + _TEXT_BATCH])
+            mask = None if mask is None else mask.to(self.device)
+            features.append(F.normalize(self.text(ids.to(self.device), mask).float(), dim=-1))
+        return torch.cat(features)
+
+    @torch.no_grad()
+    def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Frames uint8 [T, H, W, 3] RGB, NumPy or torch -> float32 [T, 3, S, S], as the model was trained.
+
+        The result stays on the frames' device (the CPU for NumPy). CLIP: shorter side to S, bicubic, centre
+        crop; SigLIP: stretched to S x S; DINOv2: shorter side to 256, centre crop of 224; each as the model's
+        own preprocessor_config.json says. NaFlex SigLIP2 models are used at their square native grid: frames
+        are stretched to S x S, where transformers would keep the aspect ratio. Raises TypeError for anything
+        but uint8 arrays, ValueError for another shape.
+        """
+        return self._preprocessing(frames)
+
+    @torch.no_grad()
+    def preprocess_motion(self, maps: np.ndarray | Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps float [T, h, w], each covering a whole frame of `size` (H, W), -> float32 [T, S, S].
+
+        The same resize (linear) and crop as `preprocess`, so that a value lies on the pixels it belongs to;
+        values keep their unit, and what `preprocess` fills with black is 0. Raises ValueError for another
+        shape.
+        """
+        return self._preprocessing.motion(maps, size)
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.family}, dim={self.dim}, image_size={self.image_size}, dtype={self.dtype}"
+
+
+def load(
+    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
+) -> Model:
+    """Load a model: "bundled", a folder in Hugging Face format, or a hub id.
+
+    Supported are CLIP (OpenAI, LAION, MetaCLIP, TinyCLIP, ...), SigLIP, SigLIP2, DINOv2 and DINOv2 with
+    registers; also checkpoints with only the vision tower of the first three. `device` defaults to cuda where
+    there is one, else cpu. `dtype` is "float32", "bfloat16" or "float16", or the torch dtype.
+
+    Raises ModelError when there is no such model, its architecture is not supported, or its weights do not
+    match its configuration (no model is ever half loaded); ValueError for an unknown device or dtype.
+    """
+    torch_dtype, torch_device = parse_dtype(dtype), _parse_device(device)
+    folder = hub.find_folder(name)
+    towers = read_towers(folder)
+    files = hub.weights_files(folder)
+    vision, text, scalars = _build(towers, weights.read(files), torch_dtype, str(folder))
+    model = Model(
+        name=str(name),
+        family=towers.family,
+        vision=vision,
+        text=text,
+        tokenizer=None if text is None else Tokenizer(folder, text.config),
+        preprocessing=towers.preprocessing,
+        logit_scale=math.exp(scalars["logit_scale"]) if "logit_scale" in scalars else 1.0,
+        logit_bias=scalars.get("logit_bias", 0.0),
+        weights_sha256=hub.sha256(files),
+        folder=folder,
+    )
+    return model.to(torch_device)
+
+
+def _build(
+    towers: Towers, tensors: dict[str, Tensor], dtype: torch.dtype, source: str
+) -> tuple[VisionTransformer, TextTransformer | None, dict[str, float]]:
+    """The towers with their weights, and the scalars; every tensor of the checkpoint is accounted for."""
+    tensors = towers.rename(tensors)
+    has_text = towers.text is not None and any(key.startswith("text_") for key in tensors)
+    scalars = {key: tensors.pop(key) for key in ("logit_scale", "logit_bias") if key in tensors}
+    if has_text and not scalars.keys() >= towers.scalars:
+        raise ModelError(f"the weights in {source} lack {', '.join(sorted(towers.scalars - scalars.keys()))}")
+    of_text = {key: tensors.pop(key) for key in list(tensors) if has_text and key.startswith("text_")}
+    try:
+        with torch.device("meta"):
+            vision = VisionTransformer(towers.vision)
+            text = TextTransformer(towers.text) if has_text and towers.text is not None else None
+    except RuntimeError as error:
+        raise ModelError(f"no model can be made from the sizes in {source}/config.json: {error}") from error
+    weights.fill(vision, towers.vision_rules(towers.vision), tensors, dtype, source)
+    if text is not None:
+        weights.fill(text, weights.text_rules(text.config), of_text, dtype, source)
+    return vision, text, {key: float(value.float().reshape(-1)[0]) for key, value in scalars.items()}
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    parsed = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if parsed is None or parsed not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return parsed
+
+
+def _parse_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not known to torch: {str(error).splitlines()[0]}") from error
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(parsed)!r} was asked for, but torch sees no CUDA device; use 'cpu'")
+    return parsed

@@ -1,0 +1,83 @@
+"""Every frame through the whole Vision Transformer: the reference that the other encoders save on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from everyframe.backbone import Model
+from everyframe.encoders.plan import fixed_roles
+from everyframe.flops import Rule, add_macs, frame_macs
+
+
+class DenseEncoder:
+    """A full pass for every frame; equals transformers' own image features.
+
+    batch_size: frames per forward pass; results do not depend on it.
+    """
+
+    name = "dense"
+    group_size = 1
+    needs_motion = False
+
+    def __init__(self, model: Model, *, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model = model
+        self.batch_size = batch_size
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the features, for provenance."""
+        return {"encoder": self.name}
+
+    def roles(self, num_frames: int) -> str:
+        """All frames are I-frames."""
+        return fixed_roles(num_frames, 0)
+
+    def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
+        """Multiply-accumulates of that many frames by part, see `everyframe.flops`."""
+        return add_macs((num_frames, full_frame_macs(self.model, rule)))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, motion: Tensor | None = None, *, first_frame: int = 0) -> Tensor:
+        """Preprocessed frames [T, 3, S, S] -> float32 [T, dim], L2-normalised.
+
+        `motion` and `first_frame` are accepted so that encoders are interchangeable; neither is used.
+        """
+        check_frames(pixels, self.model)
+        return encode_full(self.model, pixels, self.batch_size)
+
+
+def encode_full(model: Model, pixels: Tensor, batch_size: int) -> Tensor:
+    """The whole transformer on [T, 3, S, S], `batch_size` frames at a time: float32 [T, dim], unit rows."""
+    parts = [
+        F.normalize(model.vision(chunk.to(model.device, model.dtype)).float(), dim=1)
+        for chunk in pixels.split(batch_size)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, model.dim, device=model.device)
+
+
+def full_frame_macs(model: Model, rule: Rule) -> dict[str, float]:
+    """Cost of one I-frame."""
+    patches = model.vision.num_patches
+    return frame_macs(model.vision.config, rule, patches=patches, tokens=model.vision.num_prefix + patches)
+
+
+def check_frames(pixels: Tensor, model: Model) -> None:
+    """Raise ValueError unless `pixels` is floating point [T, 3, S, S] with the model's S."""
+    side = model.image_size
+    if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+        raise ValueError(
+            f"pixels must be [T, 3, {side}, {side}] for {model.name}, got {list(pixels.shape)}; "
+            "model.preprocess(frames) makes them"
+        )
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixels must be floating point, got {pixels.dtype}; use model.preprocess(frames)")

@@ -1,0 +1,80 @@
+"""What a feature costs: multiply-accumulates of an encoder, by the paper's counting rule or all of them.
+
+"GFLOPs" in ResidualViT, as in most Vision Transformer papers, are multiply-accumulates; so are these.
+
+rule="paper": linear layers and the patch projection, without the products of attention; a P-frame counts
+              (1 - p) P patches, not rounded to whole ones, as ResidualViT's Table 1 does.
+rule="all":   exactly the tokens processed, and the products of attention (Q K^T and its product with V) too.
+Norms, activations, biases, softmax and the choice of patches are left out by both (together below 1 %).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from everyframe.backbone import VisionConfig
+    from everyframe.encoders import Encoder
+
+Rule = Literal["paper", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Multiply-accumulates: `total` of `frames` frames, `per_frame` on average, `by_part` summing to `total`."""
+
+    frames: int
+    per_frame: float
+    total: float
+    by_part: dict[str, float]
+    rule: str
+
+    @property
+    def gflops_per_frame(self) -> float:
+        """Billions per frame, the unit of the papers' tables."""
+        return self.per_frame / 1e9
+
+
+def flops(encoder: Encoder, frames: int | None = None, *, rule: Rule = "paper") -> Cost:
+    """Cost of encoding `frames` frames of one video (default: from one I-frame to the next).
+
+    Raises ValueError for frames < 1 or an unknown rule.
+    """
+    if rule not in ("paper", "all"):
+        raise ValueError(f'rule must be "paper" or "all", got {rule!r}')
+    count = encoder.group_size if frames is None else frames
+    if count < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    by_part = encoder.macs(count, rule)
+    total = sum(by_part.values())
+    return Cost(frames=count, per_frame=total / count, total=total, by_part=by_part, rule=rule)
+
+
+def frame_macs(config: VisionConfig, rule: Rule, *, patches: float, tokens: float) -> dict[str, float]:
+    """Multiply-accumulates of one frame by part, when `patches` are embedded and `tokens` go through the blocks."""
+    width, hidden = config.width, config.mlp_width
+    mlp = (3 if config.gated_mlp else 2) * width * hidden
+    head, pooling = 0.0, 0.0
+    if config.pooling == "attention":
+        head = 2 * width**2 * (tokens + 1) + mlp
+        pooling = 2 * tokens * width
+    if config.projection:
+        head += width * config.dim
+    parts = {
+        "patches": float(patches * 3 * config.patch_size**2 * width),
+        "blocks": float(config.depth * tokens * (4 * width**2 + mlp)),
+        "head": float(head),
+    }
+    if rule == "all":
+        parts["attention"] = float(config.depth * 2 * tokens**2 * width + pooling)
+    return parts
+
+
+def add_macs(*costs: tuple[int, dict[str, float]]) -> dict[str, float]:
+    """Sum of (count, parts) pairs, part by part."""
+    total: dict[str, float] = {}
+    for count, parts in costs:
+        for name, value in parts.items():
+            total[name] = total.get(name, 0.0) + count * value
+    return total

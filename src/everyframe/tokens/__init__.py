@@ -1,0 +1,1 @@
+"""Token reduction as pure functions on tensors."""

@@ -1,0 +1,116 @@
+"""Turn what a user types (files, folders, globs, a text list) into a list of videos."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from everyframe.video.errors import NoVideosError, VideoError
+
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .hevc .ivf .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov "
+    ".mp4 .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
+)
+IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+
+
+def find_videos(paths: Iterable[str | Path]) -> list[Path]:
+    """Videos named by files, folders, glob patterns or `.txt` lists, in a stable order without duplicates.
+
+    - a file is taken as it is, whatever its extension (a `.txt` file is a list: one path per line, `#` starts
+      a comment; relative lines are looked up from here, then from the list's own folder);
+    - a folder is searched recursively for video extensions, in natural order (clip2 before clip10), leaving out
+      hidden files; a folder that holds no video but at least two numbered images (frame_001.jpg, ...) is itself
+      one video;
+    - a pattern (`clips/**/*.mp4`) takes what it matches.
+
+    Raises VideoError for a path that does not exist or a URL (pass those straight to the functions that open
+    videos) and NoVideosError for a folder, pattern or list without videos.
+    """
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    found: dict[str, Path] = {}
+    for path in paths:
+        for video in _expand(path, from_list=None):
+            found.setdefault(os.path.realpath(video), video)
+    if not found:
+        raise NoVideosError("no video given: name files, folders, a pattern or a .txt list")
+    return list(found.values())
+
+
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key under which frame2 comes before frame10."""
+    parts = re.split(r"(\d+)", str(path).lower())
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Numbered images of one folder (not of its subfolders) in natural order; of the most common extension."""
+    by_suffix: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        numbered = path.stem[-1:].isdecimal() and not path.name.startswith(".")
+        if numbered and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            by_suffix.setdefault(path.suffix.lower(), []).append(path)
+    largest = max(by_suffix.values(), key=len, default=[])
+    return sorted(largest, key=natural_key)
+
+
+def _expand(path: str | Path, *, from_list: Path | None) -> list[Path]:
+    text = os.fspath(path)
+    if "://" in text:
+        raise VideoError(f"{text}: is a URL, not a file to look for; download it or open it directly")
+    where = Path(text).expanduser()
+    if from_list is not None and not where.exists() and not where.is_absolute():
+        where = from_list.parent / where
+    if where.is_dir():
+        return _videos_in(where)
+    if where.is_file():
+        return _read_list(where) if where.suffix.lower() == ".txt" and from_list is None else [where]
+    if glob.has_magic(str(where)):
+        return _match(str(where))
+    origin = f" (named in {from_list})" if from_list is not None else ""
+    raise VideoError(f"{text}: no such file or folder{origin}")
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    videos: list[Path] = []
+    for place, names, files in os.walk(folder):
+        names[:] = sorted((name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n)))
+        here = [
+            Path(place, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
+        ]
+        if not here and len(list_images(Path(place))) >= 2:
+            here = [Path(place)]
+        videos += here
+    if not videos:
+        raise NoVideosError(f"{folder}: no video in this folder, nor in the folders inside it")
+    return sorted(videos, key=natural_key)
+
+
+def _match(pattern: str) -> list[Path]:
+    matches = sorted((Path(match) for match in glob.glob(pattern, recursive=True)), key=natural_key)
+    videos: list[Path] = []
+    for match in matches:
+        if match.is_file() and match.suffix.lower() in VIDEO_SUFFIXES:
+            videos.append(match)
+        elif match.is_dir() and len(list_images(match)) >= 2:
+            videos.append(match)
+    if not videos:
+        raise NoVideosError(f"{pattern}: the pattern matches no video")
+    return videos
+
+
+def _read_list(path: Path) -> list[Path]:
+    videos: list[Path] = []
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            videos += _expand(entry, from_list=path)
+    if not videos:
+        raise NoVideosError(f"{path}: the list names no video")
+    return videos
