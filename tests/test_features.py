@@ -149,7 +149,7 @@ def test_normalised_rows_and_zero_rows():
     np.testing.assert_allclose(feats.normalised(), expected, rtol=1e-6)
     rows = np.ones((20, 8), np.float32)
     rows[7] = 0
-    with pytest.raises(FeaturesError, match="frame 7 .* all zeros"):
+    with pytest.raises(FeaturesError, match=r"frame 7 .* all zeros"):
         make(embeddings=rows).normalised()
 
 
@@ -214,7 +214,7 @@ def test_resample_to_the_same_rate_is_identity_and_keeps_unit_rows():
             "model weights_sha256",
         ),
         ({"model": {"id": "tiny", "weights_sha256": "ab"}}, "model preprocess"),
-        ({"dim": 4}, "dim is 8 .* but 4"),
+        ({"dim": 4}, r"dim is 8 .* but 4"),
     ],
 )
 def test_check_same_provenance_names_the_field(changes, field):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from everyframe.backbone import Model, ModelError, load
     from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
     from everyframe.features import FeaturesError, VideoFeatures
-    from everyframe.flops import Cost, flops
+    from everyframe.cost import Cost, flops
     from everyframe.pipeline import encode_video
     from everyframe.spans import Moment
     from everyframe.tasks.grounding import ground
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from everyframe.video import VideoError, probe
 
 _HOMES = {
-    "Cost": "flops",
+    "Cost": "cost",
     "DenseEncoder": "encoders",
     "FeaturesError": "features",
     "Hit": "tasks.retrieval",
@@ -30,7 +30,7 @@ _HOMES = {
     "VideoError": "video",
     "VideoFeatures": "features",
     "encode_video": "pipeline",
-    "flops": "flops",
+    "flops": "cost",
     "ground": "tasks.grounding",
     "load": "backbone",
     "probe": "video",

@@ -272,8 +272,8 @@ def _preprocessing(
     preprocessing = from_settings(given, defaults, f"{folder}/preprocessor_config.json")
     if image_size is not None and preprocessing.size != image_size:
         raise ModelError(
-            f"{folder}: preprocessor_config.json makes images of {preprocessing.size} pixels, but config.json "
-            f"says that the model takes {image_size}"
+            f"{folder}: preprocessor_config.json makes images of {preprocessing.size} pixels, but the model "
+            f"of config.json takes {image_size}"
         )
     return preprocessing
 

@@ -55,38 +55,61 @@ def find_folder(name: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    wanted = _CONFIG_FILES + TOKENIZER_FILES
+    unreachable = _probe(name)
+    wanted, offline = _CONFIG_FILES + TOKENIZER_FILES, unreachable is not None
     try:
-        folder = _snapshot(name, wanted + _SAFETENSORS)
+        folder = _snapshot(name, wanted + _SAFETENSORS, offline=offline)
         if not any(folder.glob("*.safetensors")):
-            folder = _snapshot(name, wanted + _TORCH)
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{name} is gated on the hub: accept its terms on its page and log in with `hf auth login`, "
-            "or give a local folder"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{name} is not on the hub, or is private and you are not logged in: check the id, "
-            "or give a local folder"
-        ) from error
-    except Exception as error:  # the hub client lets errors of its HTTP library and of the system through
-        if isinstance(error, (TypeError, AttributeError, MemoryError)):
-            raise
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise ModelError(
-            f"{name} is not a local folder and could not be fetched from the hub ({reason.rstrip(': ')}): "
-            "check the network and HF_HUB_OFFLINE, or give a local folder"
-        ) from error
+            folder = _snapshot(name, wanted + _TORCH, offline=offline)
+    except Exception as error:  # the hub client lets through what its HTTP library and the system raise
+        raise _explain(name, unreachable or error) from (unreachable or error)
     return folder
 
 
-def _snapshot(name: str, patterns: list[str]) -> Path:
+def _probe(name: str) -> Exception | None:
+    """Ask the hub for the model, within HF_HUB_ETAG_TIMEOUT seconds (10 by default): None, or why it cannot
+    be had.
+
+    `snapshot_download` itself would wait for an answer without a limit.
+    """
+    from huggingface_hub import HfApi, constants
+
+    try:
+        HfApi().model_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # whatever it is, the cache may still hold the model; if not, it is the reason
+        return error
+    return None
+
+
+def _snapshot(name: str, patterns: list[str], *, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
+    return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
+
+
+def _explain(name: str, error: Exception) -> ModelError:
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return ModelError(
+            f"{name} is gated on the hub: accept its terms on its page and log in with `hf auth login`, "
+            "or give a local folder"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(
+            f"{name} is not on the hub, or is private and you are not logged in: check the id, "
+            "or give a local folder"
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return ModelError(
+            f"{name} is neither a local folder nor in the hub cache, and HF_HUB_OFFLINE forbids to fetch it: "
+            "unset that, or give a local folder"
+        )
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return ModelError(
+        f"{name} is neither a local folder nor in the hub cache, and the hub cannot be reached "
+        f"({type(error).__name__}: {first_line}): check the network, or give a local folder"
+    )
 
 
 def weights_files(folder: Path) -> list[Path]:

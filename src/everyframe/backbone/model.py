@@ -27,8 +27,9 @@ class Model(nn.Module):
     Attributes: `name` as given to `load`; `family` "clip", "siglip", "siglip2" or "dinov2"; `dim`, width of
     the joint space; `image_size` S; `vision` and `text` (None without a text tower); `logit_scale` (already
     exponentiated) and `logit_bias`, which turn a cosine similarity into the logit of training;
-    `weights_sha256`, the hash of the weights files, the same for the same bytes; `folder`, where they lie; `preprocess_settings`, a
-    dict that survives JSON. Parameters are frozen; gradients still flow through to whatever a caller adds.
+    `weights_sha256`, the hash of the weights files, the same for the same bytes; `folder`, where they lie;
+    `preprocess_settings`, a dict that survives JSON. Parameters are frozen; gradients still flow through to
+    whatever a caller adds.
     """
 
     def __init__(

@@ -113,8 +113,8 @@ class Tokenizer:
         end = self.config.end_token
         if end is not None and not self.config.end_is_highest and not bool((ids == end).any(dim=1).all()):
             raise ModelError(
-                f"the tokenizer in {self.folder} does not end a text with token {end}, which is the eos_token_id "
-                "of the model's config: the two do not belong together"
+                f"the tokenizer in {self.folder} does not end a text with token {end}, the eos_token_id of the "
+                "model's config: the two do not belong together"
             )
 
     def _load(self) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor
 from everyframe.backbone import Model
 from everyframe.encoders.dense import DenseEncoder
 from everyframe.encoders.residual import ResidualTokenizer, ResidualViT
-from everyframe.flops import Rule
+from everyframe.cost import Rule
 
 
 class Encoder(Protocol):

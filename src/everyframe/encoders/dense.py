@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from everyframe.backbone import Model
 from everyframe.encoders.plan import fixed_roles
-from everyframe.flops import Rule, add_macs, frame_macs
+from everyframe.cost import Rule, add_macs, frame_macs
 
 
 class DenseEncoder:
@@ -43,7 +43,7 @@ class DenseEncoder:
         return fixed_roles(num_frames, 0)
 
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
-        """Multiply-accumulates of that many frames by part, see `everyframe.flops`."""
+        """Multiply-accumulates of that many frames by part, see `everyframe.cost`."""
         return add_macs((num_frames, full_frame_macs(self.model, rule)))
 
     @torch.no_grad()

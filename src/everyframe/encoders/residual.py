@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from everyframe.backbone import Model
 from everyframe.encoders.dense import check_frames, encode_full, full_frame_macs
 from everyframe.encoders.plan import check_interleave, fixed_roles
-from everyframe.flops import Rule, add_macs, frame_macs
+from everyframe.cost import Rule, add_macs, frame_macs
 from everyframe.tokens.drop import (
     SELECTIONS,
     center_indices,
@@ -151,7 +151,7 @@ class ResidualViT:
         return fixed_roles(num_frames, self.interleave)
 
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
-        """Multiply-accumulates of that many frames by part, see `everyframe.flops`."""
+        """Multiply-accumulates of that many frames by part, see `everyframe.cost`."""
         vision = self.model.vision
         patches = vision.num_patches * (1 - self.drop) if rule == "paper" else self.num_kept
         tokens = vision.num_prefix + patches + (self.tokenizer is not None)

@@ -2,7 +2,19 @@
 
 The curve of cosine similarities between every frame and the query is smoothed and cut at a level; what lies
 above is an answer. This follows the zero-shot evaluation of ResidualViT (simple moving average over 5 s,
-"watershed" with threshold 1.0); how nested answers are ranked is our own rule, told in `ground`.
+"watershed" with threshold 1.0); how nested answers are ranked is our own rule.
+
+The rule. s(t), the cosine averaged over `smooth` seconds, is cut at mean + (threshold - 1) * |mean|, the mean
+being that of s: threshold x mean where it is positive, and where it is negative a larger threshold stays the
+stricter one. Every maximal run of frames at or above this base level is a proposal, scored by its highest s.
+Raising the level to the highest s in 32 equal steps makes runs shrink and split: these are the nested
+proposals, dropped when shorter than smooth / 2, finer than the curve can tell.
+
+For each peak, its widest run and those longer than a quarter of it come first, by score and then from low
+levels to high; narrower ones come after all of these, once more for every halving, so that one high peak
+does not take all places. A moment that overlaps a chosen one by more than `overlap` is passed over; the first
+`top` are sorted by score. The best answer is thus always the base run with the highest peak (the earlier of
+equals).
 """
 
 import math
@@ -41,17 +53,8 @@ def ground(
     feats: features of one video. query: [dim], array or tensor; normalised here, as are the frames.
     top: how many moments at most. overlap: the largest IoU two of them may have.
 
-    "watershed": s(t), the cosine averaged over `smooth` seconds, is cut at mean + (threshold - 1) * |mean|,
-    the mean being that of s: threshold x mean where it is positive, and where it is negative a larger
-    threshold stays the stricter one. Every maximal run of frames at or above this base level is a proposal,
-    scored by its highest s. Raising the level to the highest s in 32 equal steps makes runs shrink and split:
-    these are the nested proposals, dropped when shorter than smooth / 2, finer than the curve can tell. For
-    each peak, its widest run and those longer than a quarter of it come first, by score and then from low
-    levels to high; narrower ones come after all of these, once more for every halving, so that one high peak
-    does not take all places. A moment that overlaps a chosen one by more than `overlap` is passed over; the
-    first `top` are sorted by score. The best answer is thus always the base run with the highest peak (the
-    earlier of equals). Where the threshold is higher than any frame, the list is empty.
-
+    "watershed": runs of the smoothed curve above a level, told in full at the top of this module; `smooth` is
+    in seconds, and a threshold that no frame reaches gives an empty list.
     "contrast": windows from 2% of the frames on, growing by half, scored by the mean cosine inside minus the
     mean outside; neither smoothed nor cut. "whole": the whole video, scored by its mean cosine, which is the
     floor to print beside any method.
@@ -147,7 +150,7 @@ _Frames = NDArray[np.intp]
 
 
 def _watershed(curve: NDArray[np.float32], threshold: float) -> tuple[_Frames, _Frames, _Frames, _Frames]:
-    """All runs [first, past) at each level of the ladder, the frame of their peak, their level's number."""
+    """All runs [first, past) at each level of the ladder, with the frame of their peak and their level."""
     mean = float(curve.mean(dtype=np.float64))
     base = mean + (threshold - 1.0) * abs(mean)
     height = max(float(curve.max()) - base, 0.0)
@@ -169,7 +172,7 @@ def _watershed(curve: NDArray[np.float32], threshold: float) -> tuple[_Frames, _
 
 
 def _preference(length: _Frames, peak: _Frames, level: _Frames, cost: NDArray[np.float32]) -> _Frames:
-    """Order of the watershed's proposals: see `ground`. cost: what to keep small first, minus the score."""
+    """Order of the watershed's proposals by the rule above; cost: minus the score, small comes first."""
     _, group = np.unique(peak, return_inverse=True)
     widest = np.zeros(len(length), dtype=np.intp)
     np.maximum.at(widest, group, length)

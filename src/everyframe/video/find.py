@@ -11,10 +11,45 @@ from pathlib import Path
 from everyframe.video.errors import NoVideosError, VideoError
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .hevc .ivf .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov "
-    ".mp4 .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".gif",
+        ".h264",
+        ".hevc",
+        ".ivf",
+        ".m1v",
+        ".m2ts",
+        ".m2v",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".ogm",
+        ".ogv",
+        ".qt",
+        ".rm",
+        ".rmvb",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    ]
 )
-IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
 def find_videos(paths: Iterable[str | Path]) -> list[Path]:
@@ -78,7 +113,9 @@ def _expand(path: str | Path, *, from_list: Path | None) -> list[Path]:
 def _videos_in(folder: Path) -> list[Path]:
     videos: list[Path] = []
     for place, names, files in os.walk(folder):
-        names[:] = sorted((name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n)))
+        names[:] = sorted(
+            (name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n))
+        )
         here = [
             Path(place, name)
             for name in files
@@ -96,9 +133,9 @@ def _match(pattern: str) -> list[Path]:
     matches = sorted((Path(match) for match in glob.glob(pattern, recursive=True)), key=natural_key)
     videos: list[Path] = []
     for match in matches:
-        if match.is_file() and match.suffix.lower() in VIDEO_SUFFIXES:
-            videos.append(match)
-        elif match.is_dir() and len(list_images(match)) >= 2:
+        if (match.is_file() and match.suffix.lower() in VIDEO_SUFFIXES) or (
+            match.is_dir() and len(list_images(match)) >= 2
+        ):
             videos.append(match)
     if not videos:
         raise NoVideosError(f"{pattern}: the pattern matches no video")

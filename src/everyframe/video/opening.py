@@ -207,7 +207,9 @@ def _open_container(source: Any, name: str, **settings: Any) -> Any:
     except av.error.FFmpegError as error:
         reason = error.strerror or str(error)
         if isinstance(source, str) and "://" in source:
-            raise VideoError(f"{name}: cannot be opened ({reason}); check the address and the network") from error
+            raise VideoError(
+                f"{name}: cannot be opened ({reason}); check the address and the network"
+            ) from error
         if isinstance(error, PermissionError):
             raise VideoError(f"{name}: no permission to read this file") from error
         if _starts_like_mp4(source):
@@ -228,7 +230,9 @@ def _choose_stream(container: Any, name: str) -> Any:
         best = candidates[0] if candidates else None
     if best is None:
         kind = "only sound" if has_audio(container) else "no video stream"
-        extra = " (its cover picture is not a video)" if any(s.type == "video" for s in container.streams) else ""
+        extra = (
+            " (its cover picture is not a video)" if any(s.type == "video" for s in container.streams) else ""
+        )
         raise VideoError(f"{name}: has {kind}{extra}, so there are no frames to read")
     if best.codec_context is None:
         raise VideoError(f"{name}: FFmpeg has no decoder for its video stream; convert it to H.264 first")

@@ -69,7 +69,9 @@ def write_video(
             container.mux(stream.encode(None))
         os.replace(partial, path)
     except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be written with {codec}, {pixel_format}: {error.strerror}") from error
+        raise VideoError(
+            f"{path}: cannot be written with {codec}, {pixel_format}: {error.strerror}"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -120,7 +122,9 @@ def _check_picture(path: str | Path, pixels: np.ndarray, shape: tuple[int, ...])
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise VideoError(f"{path}: frames must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     if pixels.shape != shape:
-        raise VideoError(f"{path}: all frames must have one size, got {list(pixels.shape)} after {list(shape)}")
+        raise VideoError(
+            f"{path}: all frames must have one size, got {list(pixels.shape)} after {list(shape)}"
+        )
 
 
 def _check_size(path: Path, pixels: np.ndarray, pixel_format: str) -> None:

@@ -1,0 +1,244 @@
+"""Decode packet by packet: every shown frame with its true time, and a list of what was damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from typing import Any, Literal
+
+import av
+
+from everyframe.video.errors import VideoError
+from everyframe.video.info import VideoInfo, describe
+from everyframe.video.opening import Geometry, Input, geometry_of
+from everyframe.video.references import References
+
+OnDamage = Literal["raise", "skip"]
+
+_MAX_MESSAGES = 100
+_SEEK_BACK_SECONDS = (0, 2, 10, 60)
+# The letters of FFmpeg's AVPictureType; the odd ones count as what they resemble.
+_PICTURE_TYPES = {1: "I", 2: "P", 3: "B", 4: "P", 5: "I", 6: "P", 7: "B"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded frame; times are integers in the decoder's `unit`, 0 = the video's time zero."""
+
+    frame: Any
+    time: int
+    duration: int
+    picture_type: str
+    past: int | None = None
+    """Distance to the picture its backward vectors point at; None when unknown."""
+    future: int | None = None
+
+
+class Damage:
+    """Collects what could not be read, or raises at once."""
+
+    def __init__(self, name: str, on_damage: OnDamage):
+        self._name = name
+        self._raise = on_damage == "raise"
+        self._messages: list[str] = []
+        self._more = 0
+
+    def note(self, message: str, cause: BaseException | None = None) -> None:
+        if self._raise:
+            raise VideoError(
+                f"{self._name}: {message}; --keep-partial keeps the frames that can be read"
+            ) from cause
+        # A file can be damaged from end to end; the list must not grow with it.
+        if len(self._messages) < _MAX_MESSAGES:
+            self._messages.append(message)
+        else:
+            self._more += 1
+
+    @property
+    def messages(self) -> list[str]:
+        more = [f"and {self._more} more places"] if self._more else []
+        return [*self._messages, *more]
+
+
+class Decoder:
+    """All shown frames of one stream in the order they are shown, with strictly increasing times."""
+
+    def __init__(self, opened: Input, *, on_damage: OnDamage, references: References | None = None):
+        self._input = opened
+        self._references = references
+        self._damage = Damage(opened.name, on_damage)
+        self._zero = opened.zero()
+        self._sought = False
+        self._start_clock()
+        self._frames = self._decode()
+        first = next(self._frames, None)
+        if first is None:
+            found = f" ({self.damage[0]})" if self.damage else ""
+            raise VideoError(f"{opened.name}: has a video stream but no readable frame{found}")
+        if first.time < 0:
+            # The header announced a later start than what came; the first frame shown is the start then.
+            self._zero += first.time * self.unit
+            opened.reopen()
+            self._start_clock()
+            self._frames = self._decode()
+            first = next(self._frames)
+        self._first: Picture | None = first
+        self.geometry: Geometry = geometry_of(first.frame, opened.stream)
+        self.info: VideoInfo = describe(opened, self.geometry)
+
+    @property
+    def damage(self) -> list[str]:
+        return self._damage.messages
+
+    def __iter__(self) -> Iterator[Picture]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield first
+        yield from self._frames
+
+    def close(self) -> None:
+        self._frames.close()
+        self._input.close()
+
+    def seek(self, seconds: Fraction) -> None:
+        """Go on from a frame at or before `seconds`; from the beginning where the file cannot do better."""
+        for back in _SEEK_BACK_SECONDS:
+            goal = seconds - back
+            if goal <= 0:
+                break
+            self._frames.close()
+            self._start_clock()
+            self._sought = True
+            try:
+                offset = int((goal + self._zero) / self._input.time_base)
+                self._input.container.seek(offset, stream=self._input.stream, backward=True)
+            except av.error.FFmpegError:
+                break  # a container without seeking: read on from the beginning
+            self._frames = self._decode()
+            first = next((picture for picture in self._frames if picture.frame.key_frame), None)
+            if first is not None and first.time * self.unit <= seconds:
+                self._first = first
+                return
+        self._frames.close()
+        self._input.reopen()
+        self._start_clock()
+        self._sought = False
+        self._frames = self._decode()
+        self._first = None
+
+    def _start_clock(self) -> None:
+        base = self._input.time_base
+        denominator = lcm(base.denominator, self._zero.denominator)
+        self.unit = Fraction(1, denominator)
+        self._ticks = base.numerator * (denominator // base.denominator)
+        self._shift = -int(self._zero * denominator)
+        self._last: Picture | None = None
+        self._resumed = False
+        self._keyframe_sent = False
+        self._ends: dict[int, Fraction] = {}
+        rate = self._input.header_rate
+        self._step = (
+            max(1, round(1 / rate / self.unit)) if rate else max(1, round(Fraction(1, 25) / self.unit))
+        )
+
+    def _decode(self) -> Iterator[Picture]:
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                self._note("a packet was skipped", error)
+                continue
+            for frame in frames:
+                self._resumed = self._resumed or bool(frame.key_frame)
+                if frame.is_corrupt:
+                    self._note("a damaged picture was patched by the decoder", None)
+                yield self._picture(frame)
+        self._check_complete()
+
+    def _packets(self) -> Iterator[Any]:
+        """Packets of the stream, then its empty closing one, whatever errors the container has."""
+        opened = self._input
+        index = opened.stream.index
+        watch_all = opened.promised_end()[1] == "container"
+        streams = () if watch_all else (opened.stream,)
+        failures = 0
+        packets = opened.container.demux(*streams)
+        while failures < 4:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError as error:
+                failures += 1
+                self._note("cannot be read on", error)
+                packets = opened.container.demux(*streams)
+                continue
+            if packet is None:
+                return
+            if packet.size:
+                failures = 0
+                self._track_end(packet)
+            if packet.stream.index != index:
+                continue
+            if packet.size:
+                self._keyframe_sent = self._keyframe_sent or bool(packet.is_keyframe)
+                if packet.is_corrupt:
+                    self._note("a packet is damaged", None)
+                if self._references is not None and packet.pts is not None:
+                    self._references.sent(packet.pts * self._ticks + self._shift)
+            yield packet
+
+    def _picture(self, frame: Any) -> Picture:
+        """Give a frame its time: its own, the decoder's second best (dts), or the previous frame's end."""
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        duration = frame.duration * self._ticks if frame.duration else self._step
+        last = self._last
+        if stamp is None:
+            time = last.time + last.duration if last is not None else 0
+        else:
+            time = stamp * self._ticks + self._shift
+            if last is not None and time <= last.time:
+                # A clock that jumps back (joined recordings) goes on from here; a stutter only moves one frame.
+                if (last.time - time) * self.unit > 1:
+                    self._shift += last.time + last.duration - time
+                    time = last.time + last.duration
+                else:
+                    time = last.time + 1
+        kind = _PICTURE_TYPES.get(int(frame.pict_type), "?")
+        past = future = None
+        if self._references is not None:
+            past, future = self._references.shown(time, kind)
+        self._last = Picture(frame, time, duration, kind, past, future)
+        return self._last
+
+    def _note(self, what: str, error: BaseException | None) -> None:
+        # What precedes the first key frame (a recording joined midway, a seek) never was readable.
+        if not self._resumed and (self._sought or not self._keyframe_sent):
+            return
+        near = 0.0
+        if self._last is not None:
+            # The decoder holds back as many pictures as it may have to reorder.
+            ahead = self._last.duration * (1 + self._input.stream.codec_context.reorder_depth)
+            near = float((self._last.time + ahead) * self.unit)
+        reason = getattr(error, "strerror", None)
+        self._damage.note(f"{what} near {near:.2f} s" + (f" ({reason})" if reason else ""), error)
+
+    def _track_end(self, packet: Any) -> None:
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None:
+            end = (stamp + (packet.duration or 0)) * Fraction(packet.time_base)
+            index = packet.stream.index
+            self._ends[index] = max(end, self._ends.get(index, end))
+
+    def _check_complete(self) -> None:
+        """Notice a file that simply stops before the end its header promises."""
+        promised, _ = self._input.promised_end()
+        if promised is None or not self._ends:
+            return
+        came = max(self._ends.values())
+        missing = promised - came
+        length = promised - self._zero
+        if missing > max(min(Fraction(1), length / 20), 3 * self._step * self.unit):
+            self._damage.note(
+                f"ends at {float(came - self._zero):.2f} s although its header promises {float(length):.2f} s"
+            )
