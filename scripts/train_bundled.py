@@ -105,7 +105,10 @@ def build_pool(work: Path, videos: int, workers: int) -> tuple[np.ndarray, np.nd
                 rows = slice(index * FRAMES_A_VIDEO, (index + 1) * FRAMES_A_VIDEO)
                 frames[rows], codes[rows] = pictures, scenes
                 if index % 100 == 99:
-                    print(f"rendered {index + 1}/{videos} videos, {time.monotonic() - started:.0f} s", flush=True)
+                    print(
+                        f"rendered {index + 1}/{videos} videos, {time.monotonic() - started:.0f} s",
+                        flush=True,
+                    )
         frames.flush()
         np.save(codes_file, codes)
     return np.load(frames_file, mmap_mode="r"), np.load(codes_file)
@@ -235,9 +238,7 @@ def build_model(recipe: Recipe, tokenizer: Any) -> nn.Module:
     }
     vision = {"num_hidden_layers": recipe.depth, "image_size": SIDE, "patch_size": PATCH}
     torch.manual_seed(recipe.seed)
-    config = CLIPConfig(
-        vision_config={**shared, **vision}, text_config={**shared, **text}, projection_dim=recipe.width
-    )
+    config = CLIPConfig(vision_config={**shared, **vision}, text_config={**shared, **text}, projection_dim=recipe.width)
     model = CLIPModel(config)
     # CLIP's initial patch and position embeddings are scaled for widths of 768 and learn slowly here.
     nn.init.normal_(model.vision_model.embeddings.patch_embedding.weight, std=(3 * PATCH**2) ** -0.5)
@@ -323,9 +324,13 @@ class Trainer:
         images, words = F.normalize(images.float(), dim=1), F.normalize(words.float(), dim=1)
         logits = self.model.logit_scale.exp().clamp(max=100) * images @ words.T
         contrast = (soft_cross_entropy(logits, truth) + soft_cross_entropy(logits.T, truth.T)) / 2
-        names = F.binary_cross_entropy_with_logits(
-            self.head(hidden.float()), attribute_targets(torch.from_numpy(scenes)), reduction="none"
-        ).sum(1).mean()
+        names = (
+            F.binary_cross_entropy_with_logits(
+                self.head(hidden.float()), attribute_targets(torch.from_numpy(scenes)), reduction="none"
+            )
+            .sum(1)
+            .mean()
+        )
         loss = contrast + 0.15 * names
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -408,7 +413,12 @@ def main() -> None:
             report = trainer.train_step(frames, codes)
             if trainer.step % 25 == 0:
                 speed = (trainer.step - first) * trainer.recipe.batch / (time.monotonic() - started)
-                line = {"step": trainer.step, "of": len(trainer.recipe.steps), **report, "frames_per_s": speed}
+                line = {
+                    "step": trainer.step,
+                    "of": len(trainer.recipe.steps),
+                    **report,
+                    "frames_per_s": speed,
+                }
                 print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
             if trainer.step % 100 == 0:
                 trainer.save()

@@ -12,31 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-WORDS = [
-    "a",
-    "an",
-    "the",
-    "red",
-    "blue",
-    "green",
-    "circle",
-    "square",
-    "cat",
-    "dog",
-    "person",
-    "opens",
-    "door",
-    "in",
-    "on",
-    "of",
-    "and",
-    "walks",
-]
+WORDS = ["a", "an", "the", "red", "blue", "green", "circle", "square", "cat", "dog", "person"]
+WORDS += ["opens", "door", "in", "on", "of", "and", "walks"]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Give every parameter values that matter: weights that keep activations near 1, no exact zeros or ones."""
+    """Give every parameter values that matter: activations stay near 1, nothing is exactly 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -120,7 +102,7 @@ def clip(
 
 
 def clip_vision(folder: Path, *, seed: int = 0, projection: bool = True) -> Path:
-    """A CLIPVisionModelWithProjection (or a bare CLIPVisionModel); no tokenizer, no preprocessor_config.json."""
+    """A CLIPVisionModelWithProjection (or a bare CLIPVisionModel), without preprocessor_config.json."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(**SIZES, image_size=32, patch_size=8, projection_dim=24, hidden_act="gelu")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everyframe.backbone import Model, ModelError, load
+    from everyframe.cost import Cost, flops
     from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
     from everyframe.features import FeaturesError, VideoFeatures
-    from everyframe.cost import Cost, flops
     from everyframe.pipeline import encode_video
     from everyframe.spans import Moment
     from everyframe.tasks.grounding import ground

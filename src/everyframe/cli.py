@@ -38,12 +38,8 @@ ModelOption = Annotated[
         help=f"Hub id, local folder, or 'bundled' (knows only synthetic videos). [default: {DEFAULT_MODEL}]",
     ),
 ]
-EncoderOption = Annotated[
-    str | None, typer.Option("--encoder", help="residual or dense. [default: residual]")
-]
-InterleaveOption = Annotated[
-    int | None, typer.Option("--interleave", help="P-frames after each I-frame. [default: 2]")
-]
+EncoderOption = Annotated[str | None, typer.Option("--encoder", help="residual or dense. [default: residual]")]
+InterleaveOption = Annotated[int | None, typer.Option("--interleave", help="P-frames after each I-frame. [default: 2]")]
 DropOption = Annotated[
     float | None, typer.Option("--drop", help="Share of patches dropped in P-frames, [0, 1). [default: 0.85]")
 ]
@@ -118,15 +114,11 @@ def encode(
     roots = [(Path(path) if Path(path).is_dir() else None, find_videos([path])) for path in paths]
     sources = output_paths(_distinct(roots), out, f".{format}")
     _check_writable(out)
-    reader = _encoder(
-        _model(model, device, dtype, threads), encoder, interleave, drop, select, residual, batch_size
-    )
+    reader = _encoder(_model(model, device, dtype, threads), encoder, interleave, drop, select, residual, batch_size)
     started = time.monotonic()
     outcomes: list[Outcome] = []
     with _progress(len(sources), quiet or as_json) as step:
-        for outcome in encode_videos(
-            sources, reader, sampling=sampling, dtype=store, progress=step.frames
-        ):
+        for outcome in encode_videos(sources, reader, sampling=sampling, dtype=store, progress=step.frames):
             outcomes.append(outcome)
             step.finished(outcome)
     _report(outcomes, time.monotonic() - started, as_json=as_json, quiet=quiet)
@@ -150,9 +142,7 @@ def search(
 
     _check_query(query)
     failures: list[tuple[Path, FeaturesError]] = []
-    videos = (
-        iter([VideoFeatures.load(folder)]) if folder.is_file() else load_folder(folder, failures=failures)
-    )
+    videos = iter([VideoFeatures.load(folder)]) if folder.is_file() else load_folder(folder, failures=failures)
     first = next(videos, None)
     if first is None:
         raise FeaturesError(f"none of the feature files in {folder} can be read: {failures[0][1]}")
@@ -163,9 +153,7 @@ def search(
         yield from videos
 
     hits = search_features(all_videos(), vector, top=top)
-    rows = [
-        {"video": hit.video, "start": hit.start, "end": hit.end, "score": round(hit.score, 4)} for hit in hits
-    ]
+    rows = [{"video": hit.video, "start": hit.start, "end": hit.end, "score": round(hit.score, 4)} for hit in hits]
     _print_moments(rows, f'"{query}"', as_json)
     for _, error in failures:
         _stderr().print(f"everyframe: {error}", style="red", markup=False, soft_wrap=True)
@@ -216,9 +204,7 @@ def ground(
     vector = text_model.encode_text([query])[0]
     options: dict[str, Any] = _given(smooth=smooth, threshold=threshold, method=method)
     moments = ground_features(feats, vector, top=top, **options)
-    rows = [
-        {"start": round(m.start, 3), "end": round(m.end, 3), "score": round(m.score, 4)} for m in moments
-    ]
+    rows = [{"start": round(m.start, 3), "end": round(m.end, 3), "score": round(m.score, 4)} for m in moments]
     if plot is not None:
         from everyframe.report import plot_grounding
 
@@ -589,7 +575,10 @@ def _report(outcomes: list[Outcome], wall: float, *, as_json: bool, quiet: bool)
         for outcome in outcomes:
             if outcome.status in ("failed", "partial"):
                 _stderr().print(
-                    f"everyframe: {outcome.status}: {outcome.error}", style="red", markup=False, soft_wrap=True
+                    f"everyframe: {outcome.status}: {outcome.error}",
+                    style="red",
+                    markup=False,
+                    soft_wrap=True,
                 )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from torch import Tensor
 
 from everyframe.encoders import Encoder
 from everyframe.features import FeaturesError, VideoFeatures
-from everyframe.video import SampledVideo, VideoError, decode_ahead, sample_frames
+from everyframe.video import SampledVideo, Source, VideoError, decode_ahead, sample_frames
 
-Source = str | Path | bytes | IO[bytes]
 Status = Literal["done", "partial", "skipped", "failed"]
 Progress = Callable[[str, int, float], None]  # source's name, frames encoded so far, seconds of video so far
 
@@ -185,9 +184,7 @@ def output_paths(
 # --- decoding side ---------------------------------------------------------------------------------------
 
 
-def _chunks_of_all(
-    sources: Iterable[str], encoder: Encoder, sampling: Sampling
-) -> Iterator[_Chunk | _Finished]:
+def _chunks_of_all(sources: Iterable[str], encoder: Encoder, sampling: Sampling) -> Iterator[_Chunk | _Finished]:
     for source in sources:
         yield from _chunks(source, encoder, sampling)
 
@@ -211,7 +208,7 @@ def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_C
         return
     yield _Finished(
         video=video,
-        motion_source=sampled.motion_source if encoder.needs_motion else None,
+        motion_source=sampled.motion_source,
         end_seconds=sampled.last_end_seconds,
         damage=list(sampled.damage),
     )
@@ -312,8 +309,14 @@ def _features(
         video=finished.video,
         model=_model_facts(encoder),
         settings=settings,
-        end_seconds=finished.end_seconds,
+        end_seconds=_last_end(times[-1], finished.end_seconds, sampling.end),
     )
+
+
+def _last_end(last: float, decoded: float | None, asked: float | None) -> float | None:
+    """Where the last frame's interval ends: with the pictures, or where the caller's range does."""
+    ends = [end for end in (decoded, asked) if end is not None and end > last]
+    return min(ends) if ends else None
 
 
 def _model_facts(encoder: Encoder) -> dict[str, Any]:
@@ -333,9 +336,7 @@ def _model_facts(encoder: Encoder) -> dict[str, Any]:
 # --- resuming --------------------------------------------------------------------------------------------
 
 
-def _existing(
-    source: str | Path, output: Path, encoder: Encoder, wanted: dict[str, Any]
-) -> Outcome | None:
+def _existing(source: str | Path, output: Path, encoder: Encoder, wanted: dict[str, Any]) -> Outcome | None:
     """The outcome where nothing has to be done for a video, else None."""
     if not output.exists():
         return None

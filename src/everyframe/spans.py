@@ -29,9 +29,7 @@ class Moment:
                 raise ValueError(f"a moment's {name} must be a finite number, got {value}")
             object.__setattr__(self, name, value)
         if self.end < self.start:
-            raise ValueError(
-                f"a moment must not end before it starts, got start={self.start} and end={self.end}"
-            )
+            raise ValueError(f"a moment must not end before it starts, got start={self.start} and end={self.end}")
 
     @property
     def duration(self) -> float:
@@ -79,9 +77,7 @@ def iou_matrix(a: ArrayLike | Sequence[Moment], b: ArrayLike | Sequence[Moment])
     """Temporal IoU of every window of a [N, 2] with every window of b [M, 2]: float64 [N, M]."""
     first, second = _windows(a), _windows(b)
     if first.ndim != 2 or second.ndim != 2:
-        raise ValueError(
-            f"iou_matrix compares two lists of windows, got shapes {first.shape} and {second.shape}"
-        )
+        raise ValueError(f"iou_matrix compares two lists of windows, got shapes {first.shape} and {second.shape}")
     return _iou(first[:, None], second[None, :])
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -412,7 +413,7 @@ def _draw_shots(rng: np.random.Generator, seconds: float, camera: Camera) -> lis
     bounds.append(seconds)
     backgrounds = rng.permutation(len(BACKGROUNDS))
     shots = []
-    for index, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (start, end) in enumerate(pairwise(bounds)):
         word = BACKGROUNDS[backgrounds[index % len(BACKGROUNDS)]]
         speed, heading = _uniform(rng, camera.pan), _uniform(rng, (0, 2 * np.pi))
         shots.append(
@@ -432,10 +433,14 @@ def _draw_shots(rng: np.random.Generator, seconds: float, camera: Camera) -> lis
                     _uniform(rng, (0, 6.28)),
                 ),
                 noise=_uniform(rng, (0, 5)),
-                pole=(_uniform(rng, (-0.6, 0.5)), _uniform(rng, (0.04, 0.09))) if rng.random() < 0.25 else None,
+                pole=_draw_pole(rng),
             )
         )
     return shots
+
+
+def _draw_pole(rng: np.random.Generator) -> tuple[float, float] | None:
+    return (_uniform(rng, (-0.6, 0.5)), _uniform(rng, (0.04, 0.09))) if rng.random() < 0.25 else None
 
 
 def _draw_entity(rng: np.random.Generator, combinations: Combinations) -> Entity:
@@ -450,9 +455,7 @@ def _draw_entity(rng: np.random.Generator, combinations: Combinations) -> Entity
             return entity
 
 
-def _draw_actors(
-    rng: np.random.Generator, seconds: float, camera: Camera, combinations: Combinations
-) -> list[_Actor]:
+def _draw_actors(rng: np.random.Generator, seconds: float, camera: Camera, combinations: Combinations) -> list[_Actor]:
     """Three tracks of objects that come and go, so that at most three are on screen at a time."""
     actors: list[_Actor] = []
     shown: set[tuple[str, str]] = set()

@@ -74,10 +74,10 @@ def read_towers(folder: Path) -> Towers:
     kind = raw.get("model_type") or _ARCHITECTURES.get((raw.get("architectures") or [""])[0])
     if kind not in _CONFIG_CLASSES:
         raise ModelError(
-            f"{folder} has model_type {kind!r}, which is not supported as an image model; "
-            f"supported are {SUPPORTED}"
+            f"{folder} has model_type {kind!r}, which is not supported as an image model; supported are {SUPPORTED}"
         )
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     try:
         config = getattr(transformers, _CONFIG_CLASSES[kind]).from_dict(raw)
@@ -88,15 +88,13 @@ def read_towers(folder: Path) -> Towers:
         return _dinov2(config, kind, folder)
     except ModelError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:  # transformers' validation, or ours
+    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from error
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ModelError(
-            f"{file.parent} holds no config.json: it is not a model folder in Hugging Face format"
-        )
+        raise ModelError(f"{file.parent} holds no config.json: it is not a model folder in Hugging Face format")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -153,9 +151,7 @@ def _siglip(config: Any, kind: str, folder: Path) -> Towers:
     both, naflex = not kind.endswith("_vision_model"), kind.startswith("siglip2")
     vision, text = (config.vision_config, config.text_config) if both else (config, None)
     if not vision.vision_use_head:
-        raise ModelError(
-            f"{folder} has no pooling head (vision_use_head is false), so it gives no image features"
-        )
+        raise ModelError(f"{folder} has no pooling head (vision_use_head is false), so it gives no image features")
     patch = _side(vision.patch_size, "patch_size")
     size = math.isqrt(vision.num_patches) * patch if naflex else _side(vision.image_size, "image_size")
     tower = VisionConfig(
@@ -199,9 +195,7 @@ def _siglip(config: Any, kind: str, folder: Path) -> Towers:
 def _dinov2(config: Any, kind: str, folder: Path) -> Towers:
     registers = kind == "dinov2_with_registers"
     hidden = int(config.hidden_size * config.mlp_ratio)
-    if (
-        config.use_swiglu_ffn
-    ):  # two thirds, rounded up to a multiple of 8, so that the cost stays that of the plain MLP
+    if config.use_swiglu_ffn:  # two thirds, rounded up to a multiple of 8, so that the cost stays that of the plain MLP
         hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
     defaults = _defaults(size={"shortest_edge": 256}, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     preprocessing = _preprocessing(folder, defaults, None)
@@ -283,10 +277,7 @@ def _rename_towers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     kept = {key: value for key, value in tensors.items() if not key.endswith(".position_ids")}
     if any(key.startswith("vision_model.") for key in kept):
         return kept
-    return {
-        key if key.startswith("visual_projection") else f"vision_model.{key}": value
-        for key, value in kept.items()
-    }
+    return {key if key.startswith("visual_projection") else f"vision_model.{key}": value for key, value in kept.items()}
 
 
 def _rename_dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

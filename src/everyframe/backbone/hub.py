@@ -97,8 +97,7 @@ def _explain(name: str, error: Exception) -> ModelError:
         )
     if isinstance(error, RepositoryNotFoundError):
         return ModelError(
-            f"{name} is not on the hub, or is private and you are not logged in: check the id, "
-            "or give a local folder"
+            f"{name} is not on the hub, or is private and you are not logged in: check the id, or give a local folder"
         )
     if isinstance(error, OfflineModeIsEnabled):
         return ModelError(

@@ -83,9 +83,7 @@ class Model(nn.Module):
         """
         texts = check_texts(texts)
         if self.text is None or self._tokenizer is None:
-            raise ModelError(
-                f"{self.name} has no text tower, so it cannot encode text: load a CLIP or SigLIP model"
-            )
+            raise ModelError(f"{self.name} has no text tower, so it cannot encode text: load a CLIP or SigLIP model")
         features = [torch.empty(0, self.dim, device=self.device)]
         for start in range(0, len(texts), _TEXT_BATCH):
             ids, mask = self._tokenizer(texts[start : start + _TEXT_BATCH])
@@ -119,9 +117,7 @@ class Model(nn.Module):
         return f"{self.name}, {self.family}, dim={self.dim}, image_size={self.image_size}, dtype={self.dtype}"
 
 
-def load(
-    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
-) -> Model:
+def load(name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32") -> Model:
     """Load a model: "bundled", a folder in Hugging Face format, or a hub id.
 
     Supported are CLIP (OpenAI, LAION, MetaCLIP, TinyCLIP, ...), SigLIP, SigLIP2, DINOv2 and DINOv2 with

@@ -51,9 +51,7 @@ class Preprocess:
         if self.shorter_side is not None and self.stretch is not None:
             raise ValueError("shorter_side and stretch exclude each other")
         if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
-            raise ValueError(
-                f"mean and std must be three numbers, std without 0; got {self.mean}, {self.std}"
-            )
+            raise ValueError(f"mean and std must be three numbers, std without 0; got {self.mean}, {self.std}")
         if min(self.size, self.shorter_side or 1, self.stretch or 1) < 1:
             raise ValueError("sizes must be at least 1 pixel")
 
@@ -91,9 +89,7 @@ class Preprocess:
             pixels.copy_(shift)
         step = max(1, _CHUNK_BYTES // max(1, height * width * 3))
         for start in range(0, count, step):
-            part = _resize(
-                images[start : start + step], (new_height, new_width), rows, columns, self.resample
-            )
+            part = _resize(images[start : start + step], (new_height, new_width), rows, columns, self.resample)
             target = pixels[start : start + step, :, rows.inside, columns.inside]
             target.copy_(part).mul_(scale).add_(shift)
         return pixels
@@ -114,9 +110,7 @@ class Preprocess:
             raise TypeError(f"motion maps must be a NumPy array or a tensor, got {type(maps).__name__}")
         values = torch.as_tensor(maps)
         if values.dim() != 3 or 0 in values.shape[1:]:
-            raise ValueError(
-                f"motion maps must be [T, h, w] with h and w at least 1, got {list(values.shape)}"
-            )
+            raise ValueError(f"motion maps must be [T, h, w] with h and w at least 1, got {list(values.shape)}")
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (height, width) of the frame, got {size}")
         values = values.float()
@@ -156,9 +150,7 @@ def _check_frames(frames: np.ndarray | Tensor) -> Tensor:
     if frames.dtype not in (np.uint8, torch.uint8):
         raise TypeError(f"frames must be uint8 with values 0 to 255, got {frames.dtype}")
     if frames.ndim == 3 and frames.shape[-1] == 3:
-        raise ValueError(
-            f"frames must be [T, H, W, 3], got one frame {list(frames.shape)}; pass frames[None]"
-        )
+        raise ValueError(f"frames must be [T, H, W, 3], got one frame {list(frames.shape)}; pass frames[None]")
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape[1:3]:
         raise ValueError(f"frames must be [T, H, W, 3] with H and W at least 1, got {list(frames.shape)}")
     if isinstance(frames, Tensor):
@@ -172,9 +164,7 @@ def _resize(images: Tensor, size: tuple[int, int], rows: _Window, columns: _Wind
     """Resize uint8 [T, 3, H, W] to `size` and return only the windows' part, in the images' dtype."""
     height, width = images.shape[2:]
     if (height, width) == size:
-        return images[
-            :, :, rows.start : rows.start + rows.count, columns.start : columns.start + columns.count
-        ]
+        return images[:, :, rows.start : rows.start + rows.count, columns.start : columns.start + columns.count]
     top, bottom, skipped_rows = _needed(height, size[0], rows, mode)
     left, right, skipped_columns = _needed(width, size[1], columns, mode)
     images = images[:, :, top:bottom, left:right]
@@ -254,9 +244,7 @@ def from_settings(given: dict[str, Any] | None, defaults: dict[str, Any], source
     if side is None:
         side = _square(defaults["crop_size"], "crop_size", source)
     if settings["resample"] not in _FILTERS:
-        raise ModelError(
-            f"{source} asks for resample {settings['resample']}; supported are 2 (bilinear), 3 (bicubic)"
-        )
+        raise ModelError(f"{source} asks for resample {settings['resample']}; supported are 2 (bilinear), 3 (bicubic)")
     normalise = bool(settings["do_normalize"])
     try:
         return Preprocess(
@@ -286,6 +274,4 @@ def _square(size: Any, name: str, source: str) -> int:
         return size
     if isinstance(size, dict) and size.keys() >= {"height", "width"} and size["height"] == size["width"]:
         return int(size["height"])
-    raise ModelError(
-        f"{source} has {name} {size}; supported are a square, and for size also the shortest edge"
-    )
+    raise ModelError(f"{source} has {name} {size}; supported are a square, and for size also the shortest edge")

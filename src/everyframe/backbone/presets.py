@@ -46,9 +46,7 @@ def skeleton(name: str | Path) -> Model:
     """
     if str(name) in ARCHITECTURES:
         config = ARCHITECTURES[str(name)]
-        preprocessing = Preprocess(
-            size=config.image_size, shorter_side=config.image_size, mean=CLIP_MEAN, std=CLIP_STD
-        )
+        preprocessing = Preprocess(size=config.image_size, shorter_side=config.image_size, mean=CLIP_MEAN, std=CLIP_STD)
         family = "clip"
     else:
         towers = read_towers(hub.find_folder(name))

@@ -111,18 +111,16 @@ class Tokenizer:
                 f"{self.config.vocabulary} tokens: the two do not belong together"
             )
         end = self.config.end_token
-        if end is not None and not self.config.end_is_highest and not bool((ids == end).any(dim=1).all()):
+        if end is not None and not self.config.end_is_highest and not (ids == end).any(dim=1).all():
             raise ModelError(
-                f"the tokenizer in {self.folder} does not end a text with token {end}, the eos_token_id of the "
-                "model's config: the two do not belong together"
+                f"the tokenizer in {self.folder} does not end a text with token {end}, the eos_token_id of "
+                "the model's config: the two do not belong together"
             )
 
     def _load(self) -> Any:
         if self._tokenizer is not None:
             return self._tokenizer
-        if not any(
-            (self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")
-        ):
+        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")):
             missing = ", ".join(TOKENIZER_FILES[:2])
             raise ModelError(
                 f"{self.folder} holds no tokenizer, so texts cannot be encoded: put {missing} beside the "
@@ -133,12 +131,8 @@ class Tokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except ImportError as error:
-            raise ModelError(
-                f"the tokenizer in {self.folder} needs a package that is missing: {error}"
-            ) from error
-        except (
-            Exception
-        ) as error:  # the tokenizer libraries raise anything, up to plain Exception, on a bad file
+            raise ModelError(f"the tokenizer in {self.folder} needs a package that is missing: {error}") from error
+        except Exception as error:  # the tokenizer libraries raise anything, up to plain Exception, on a bad file
             raise ModelError(
                 f"the tokenizer files in {self.folder} cannot be read ({type(error).__name__}: {error})"
             ) from error

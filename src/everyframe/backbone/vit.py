@@ -95,9 +95,7 @@ class VisionConfig(BlockConfig):
         if not self.projection and self.dim != self.width:
             raise ValueError(f"without a projection dim must equal width, got {self.dim} and {self.width}")
         if self.patch_size < 1 or self.image_size < self.patch_size:
-            raise ValueError(
-                f"an image of {self.image_size} pixels holds no patch of {self.patch_size} pixels"
-            )
+            raise ValueError(f"an image of {self.image_size} pixels holds no patch of {self.patch_size} pixels")
 
 
 class Mlp(nn.Module):
@@ -162,9 +160,7 @@ class Block(nn.Module):
         `causal`.
         """
         queries, keys, values = self.heads_of(x)
-        return self.output(
-            F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, is_causal=causal)
-        )
+        return self.output(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, is_causal=causal))
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP branch: [B, n, W] -> [B, n, W], to be added to `x`."""

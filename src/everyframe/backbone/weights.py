@@ -48,9 +48,7 @@ def read(files: Iterable[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(
-    module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype: torch.dtype, source: str
-) -> None:
+def fill(module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
     """Load `module` (made on the meta device) from `tensors`, all or nothing; `tensors` must hold just what
     the rules name. Raises ModelError naming what is missing, unexpected, or of another shape than the
     configuration says.
@@ -78,9 +76,7 @@ def fill(
             problems.append(f"{shapes}, where {rule.target} needs {list(expected[rule.target].shape)} in all")
         state[rule.target] = tensor.to(dtype).contiguous()
     if problems:
-        raise ModelError(
-            f"the weights in {source} do not fit its config.json; wrong shape: {_list(problems)}"
-        )
+        raise ModelError(f"the weights in {source} do not fit its config.json; wrong shape: {_list(problems)}")
     module.load_state_dict(state, strict=True, assign=True)
 
 

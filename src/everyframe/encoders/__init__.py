@@ -5,9 +5,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from everyframe.backbone import Model
+from everyframe.cost import Rule
 from everyframe.encoders.dense import DenseEncoder
 from everyframe.encoders.residual import ResidualTokenizer, ResidualViT
-from everyframe.cost import Rule
 
 
 class Encoder(Protocol):
@@ -15,6 +15,7 @@ class Encoder(Protocol):
 
     name: str
     model: Model
+    batch_size: int
 
     @property
     def dim(self) -> int: ...

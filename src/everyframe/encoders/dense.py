@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from everyframe.backbone import Model
-from everyframe.encoders.plan import fixed_roles
 from everyframe.cost import Rule, add_macs, frame_macs
+from everyframe.encoders.plan import fixed_roles
 
 
 class DenseEncoder:

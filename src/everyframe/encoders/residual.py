@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everyframe.backbone import Model
+from everyframe.cost import Rule, add_macs, frame_macs
 from everyframe.encoders.dense import check_frames, encode_full, full_frame_macs
 from everyframe.encoders.plan import check_interleave, fixed_roles
-from everyframe.cost import Rule, add_macs, frame_macs
 from everyframe.tokens.drop import (
     SELECTIONS,
     center_indices,
@@ -147,7 +147,7 @@ class ResidualViT:
         }
 
     def roles(self, num_frames: int) -> str:
-        """ "IPPIPP..." for that many frames. """
+        """ "IPPIPP..." for that many frames."""
         return fixed_roles(num_frames, self.interleave)
 
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
@@ -178,9 +178,7 @@ class ResidualViT:
         if first_frame % self.group_size:
             raise ValueError(f"first_frame must be a multiple of {self.group_size}, got {first_frame}")
         features = torch.empty(len(pixels), self.dim, device=self.model.device)
-        features[:: self.group_size] = encode_full(
-            self.model, pixels[:: self.group_size], self.batch_size
-        )
+        features[:: self.group_size] = encode_full(self.model, pixels[:: self.group_size], self.batch_size)
         others = torch.arange(len(pixels))
         others = others[others % self.group_size != 0]
         if len(others):
@@ -192,9 +190,7 @@ class ResidualViT:
                 features[rows] = self.p_features(pixels[rows], sources, indices)
         return features
 
-    def kept_indices(
-        self, pixels: Tensor, motion: Tensor | None, rows: Tensor, first_frame: int = 0
-    ) -> Tensor:
+    def kept_indices(self, pixels: Tensor, motion: Tensor | None, rows: Tensor, first_frame: int = 0) -> Tensor:
         """The patches each frame in `rows` keeps: int64 [len(rows), n], sorted, in raster numbering."""
         vision, kept = self.model.vision, self.num_kept
         if kept == vision.num_patches or self.select == "uniform":

@@ -114,9 +114,7 @@ def similarity(feats: VideoFeatures, query: Any) -> NDArray[np.float32]:
     vector /= length
     products = np.empty(feats.num_frames, dtype=np.float32)
     for start in range(0, feats.num_frames, 8192):  # blocks: float16 widens without a second copy
-        products[start : start + 8192] = (
-            feats.embeddings[start : start + 8192].astype(np.float32, copy=False) @ vector
-        )
+        products[start : start + 8192] = feats.embeddings[start : start + 8192].astype(np.float32, copy=False) @ vector
     return np.clip(products / feats.norms, -1.0, 1.0)
 
 
@@ -135,9 +133,7 @@ def _check_smooth(smooth: float) -> None:
         raise ValueError(f"smooth must be a number of seconds >= 0, got {smooth}")
 
 
-def _moving_average(
-    curve: NDArray[np.float32], times: NDArray[np.float64], smooth: float
-) -> NDArray[np.float32]:
+def _moving_average(curve: NDArray[np.float32], times: NDArray[np.float64], smooth: float) -> NDArray[np.float32]:
     reach = smooth / 2 + _TIME_EPSILON
     first = np.searchsorted(times, times - reach, side="left")
     past = np.searchsorted(times, times + reach, side="right")

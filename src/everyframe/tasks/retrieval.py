@@ -96,9 +96,7 @@ def load_folder(
     return _load_each(files, failures)
 
 
-def _load_each(
-    files: list[Path], failures: list[tuple[Path, FeaturesError]] | None
-) -> Iterator[VideoFeatures]:
+def _load_each(files: list[Path], failures: list[tuple[Path, FeaturesError]] | None) -> Iterator[VideoFeatures]:
     for file in files:
         try:
             feats = VideoFeatures.load(file)

@@ -7,6 +7,7 @@ from everyframe.video.ahead import decode_ahead
 from everyframe.video.errors import NoVideosError, VideoError
 from everyframe.video.find import find_videos
 from everyframe.video.info import VideoInfo
+from everyframe.video.opening import Source
 from everyframe.video.probe import probe
 from everyframe.video.sample import Sample, SampledVideo, sample_frames
 from everyframe.video.write import write_image, write_video
@@ -15,6 +16,7 @@ __all__ = [
     "NoVideosError",
     "Sample",
     "SampledVideo",
+    "Source",
     "VideoError",
     "VideoInfo",
     "decode_ahead",

@@ -81,9 +81,9 @@ class Ahead(Generic[T], Iterator[T]):
 def decode_ahead(iterator: Iterable[T], depth: int) -> Ahead[T]:
     """Consume `iterator` in a background thread that keeps at most `depth` items waiting.
 
-    Items arrive in order. An exception raised by the iterator is raised here, at the place where its next item
-    would have been. When the consumer stops early (break, an exception, Ctrl-C) call `close()`, use it as a
-    context manager, or just drop it: the thread ends after the item it is working on and closes the iterator.
+    Items arrive in order. An exception raised by the iterator is raised here, where its next item would have
+    been. When the consumer stops early (break, an exception, Ctrl-C) call `close()`, use it as a context
+    manager, or just drop it: the thread ends after the item it is working on and closes the iterator.
 
     Raises: ValueError for a depth below 1.
     """

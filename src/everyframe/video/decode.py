@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -47,9 +47,7 @@ class Damage:
 
     def note(self, message: str, cause: BaseException | None = None) -> None:
         if self._raise:
-            raise VideoError(
-                f"{self._name}: {message}; --keep-partial keeps the frames that can be read"
-            ) from cause
+            raise VideoError(f"{self._name}: {message}; --keep-partial keeps the frames that can be read") from cause
         # A file can be damaged from end to end; the list must not grow with it.
         if len(self._messages) < _MAX_MESSAGES:
             self._messages.append(message)
@@ -139,11 +137,9 @@ class Decoder:
         self._keyframe_sent = False
         self._ends: dict[int, Fraction] = {}
         rate = self._input.header_rate
-        self._step = (
-            max(1, round(1 / rate / self.unit)) if rate else max(1, round(Fraction(1, 25) / self.unit))
-        )
+        self._step = max(1, round(1 / rate / self.unit)) if rate else max(1, round(Fraction(1, 25) / self.unit))
 
-    def _decode(self) -> Iterator[Picture]:
+    def _decode(self) -> Generator[Picture, None, None]:
         for packet in self._packets():
             try:
                 frames = packet.decode()
@@ -198,7 +194,7 @@ class Decoder:
         else:
             time = stamp * self._ticks + self._shift
             if last is not None and time <= last.time:
-                # A clock that jumps back (joined recordings) goes on from here; a stutter only moves one frame.
+                # A clock that jumps back (joined recordings) goes on from here; a stutter moves one frame.
                 if (last.time - time) * self.unit > 1:
                     self._shift += last.time + last.duration - time
                     time = last.time + last.duration

@@ -57,9 +57,9 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
 
     - a file is taken as it is, whatever its extension (a `.txt` file is a list: one path per line, `#` starts
       a comment; relative lines are looked up from here, then from the list's own folder);
-    - a folder is searched recursively for video extensions, in natural order (clip2 before clip10), leaving out
-      hidden files; a folder that holds no video but at least two numbered images (frame_001.jpg, ...) is itself
-      one video;
+    - a folder is searched recursively for video extensions, in natural order (clip2 before clip10), leaving
+      out hidden files; a folder that holds no video but at least two numbered images (frame_001.jpg, ...) is
+      itself one video;
     - a pattern (`clips/**/*.mp4`) takes what it matches.
 
     Raises VideoError for a path that does not exist or a URL (pass those straight to the functions that open
@@ -83,7 +83,7 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Numbered images of one folder (not of its subfolders) in natural order; of the most common extension."""
+    """Numbered images of one folder (not its subfolders), in natural order, of the most common extension."""
     by_suffix: dict[str, list[Path]] = {}
     for path in folder.iterdir():
         numbered = path.stem[-1:].isdecimal() and not path.name.startswith(".")
@@ -113,9 +113,7 @@ def _expand(path: str | Path, *, from_list: Path | None) -> list[Path]:
 def _videos_in(folder: Path) -> list[Path]:
     videos: list[Path] = []
     for place, names, files in os.walk(folder):
-        names[:] = sorted(
-            (name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n))
-        )
+        names[:] = sorted((name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n)))
         here = [
             Path(place, name)
             for name in files

@@ -1,11 +1,11 @@
 """Motion between sampled frames: from the codec's own vectors, or from luma where a codec exports none.
 
-Maps live on a grid of 8x8 coded pixels while they are accumulated and on a grid over the whole upright picture
-when they are handed out. With vectors, a cell holds the distance in source pixels that its content travelled
-since the previous sample: each picture adds |vector| x (time since the previous picture) / (time to the picture
-the vector points at). Cells without a vector in a predicted picture are new content and add `INTRA_PIXELS`. An
-I picture has no vectors at all; it adds what the luma change to the picture before it suggests, so a key frame
-in a still scene adds nothing.
+Maps live on a grid of 8x8 coded pixels while they are accumulated and on a grid over the whole upright
+picture when they are handed out. With vectors, a cell holds the distance in source pixels that its content
+travelled since the previous sample: each picture adds |vector| x (time since the previous picture) / (time to
+the picture the vector points at). Cells without a vector in a predicted picture are new content and add
+`INTRA_PIXELS`. An I picture has no vectors at all; it adds what the luma change to the picture before it
+suggests, so a key frame in a still scene adds nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INTRA_PIXELS = 16.0
 """What a block coded without prediction counts as, in pixels: content that was not there before."""
 LUMA_LEVELS_IGNORED = 2.0
 PIXELS_PER_LUMA_LEVEL = 0.25
-"""An I picture adds (mean |luma change| - 2 levels) x 0.25 px, at most INTRA_PIXELS: 66 levels are new content."""
+"""An I picture adds (mean |luma change| - 2 levels) x 0.25 px, at most INTRA_PIXELS (from 66 levels on)."""
 
 _SAMPLES_PER_CELL = 4
 
@@ -31,8 +31,11 @@ _SAMPLES_PER_CELL = 4
 class MotionMeter:
     """Accumulates motion over every decoded picture; `take()` hands out the map since the last `take()`."""
 
-    def __init__(self, geometry: Geometry):
+    def __init__(self, geometry: Geometry, codec: str):
         self._geometry = geometry
+        # MPEG-4's B pictures mostly inherit their motion and then export zeros, so its P pictures, whose
+        # vectors span the B pictures before them, speak for those too.
+        self._skip_b_pictures = codec == "mpeg4"
         self._rows = math.ceil(geometry.coded_height / CELL_PIXELS)
         self._columns = math.ceil(geometry.coded_width / CELL_PIXELS)
         width, height = geometry.upright_before_turn
@@ -48,7 +51,10 @@ class MotionMeter:
 
     def add(self, picture: Picture) -> None:
         """Account for the motion from the previously decoded picture to this one."""
-        previous, self._previous = self._previous, picture
+        previous = self._previous
+        if previous is not None and self._skip_b_pictures and picture.picture_type == "B":
+            return
+        self._previous = picture
         if previous is None or self.source == "luma":
             return
         vectors = picture.frame.side_data.get("MOTION_VECTORS")
@@ -62,7 +68,7 @@ class MotionMeter:
             self._total += self._from_luma(picture, previous)
 
     def take(self, picture: Picture) -> tuple[np.ndarray, str | None]:
-        """Map float32 [h, w] since the previous call, upright, and its source; `picture` is the one sampled."""
+        """Upright map float32 [h, w] since the last call, and its source; `picture` is the sampled one."""
         first = self._sampled_luma is None and self.source is None
         if first:
             total, source = np.zeros_like(self._total), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ _STILL_FORMATS = frozenset({"image2", "gif", "apng"})
 
 def source_name(source: Source) -> str:
     """What to call a source in messages and in `VideoInfo.path`."""
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, bytes | bytearray | memoryview | io.BytesIO):
         return "<bytes>"
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
@@ -34,15 +35,11 @@ class Input:
     """An open container with its chosen video stream; reopens from the start, so seeking may fail safely."""
 
     def __init__(self, source: Source, *, threads: int | None = None, export_vectors: bool = False):
-        if isinstance(source, bytes | bytearray | memoryview):
-            import io
-
-            source = io.BytesIO(source)
-        self.source = source
-        self.name = source_name(source) if not _is_memory(source) else "<bytes>"
+        self.name = source_name(source)
+        self.source: Any = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
         self._threads = threads
         self._export_vectors = export_vectors
-        self._offset = source.tell() if hasattr(source, "tell") and _seekable(source) else None
+        self._offset = self.source.tell() if _seekable(self.source) else None
         self.container: Any = None
         self.stream: Any = None
         self.reopen()
@@ -51,7 +48,7 @@ class Input:
         """Open the source from its beginning (again)."""
         self.close()
         if self._offset is not None:
-            self.source.seek(self._offset)  # type: ignore[union-attr]
+            self.source.seek(self._offset)
         self.container = _open(self.source, self.name)
         try:
             self.stream = _choose_stream(self.container, self.name)
@@ -112,7 +109,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How a coded picture becomes the shown one: widen by the sample aspect ratio, mirror, then turn clockwise."""
+    """How a coded picture becomes the shown one: widened to square pixels, mirrored, turned clockwise."""
 
     coded_width: int
     coded_height: int
@@ -207,9 +204,7 @@ def _open_container(source: Any, name: str, **settings: Any) -> Any:
     except av.error.FFmpegError as error:
         reason = error.strerror or str(error)
         if isinstance(source, str) and "://" in source:
-            raise VideoError(
-                f"{name}: cannot be opened ({reason}); check the address and the network"
-            ) from error
+            raise VideoError(f"{name}: cannot be opened ({reason}); check the address and the network") from error
         if isinstance(error, PermissionError):
             raise VideoError(f"{name}: no permission to read this file") from error
         if _starts_like_mp4(source):
@@ -230,9 +225,7 @@ def _choose_stream(container: Any, name: str) -> Any:
         best = candidates[0] if candidates else None
     if best is None:
         kind = "only sound" if has_audio(container) else "no video stream"
-        extra = (
-            " (its cover picture is not a video)" if any(s.type == "video" for s in container.streams) else ""
-        )
+        extra = " (its cover picture is not a video)" if any(s.type == "video" for s in container.streams) else ""
         raise VideoError(f"{name}: has {kind}{extra}, so there are no frames to read")
     if best.codec_context is None:
         raise VideoError(f"{name}: FFmpeg has no decoder for its video stream; convert it to H.264 first")
@@ -241,12 +234,6 @@ def _choose_stream(container: Any, name: str) -> Any:
 
 def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
-
-
-def _is_memory(source: Any) -> bool:
-    import io
-
-    return isinstance(source, io.BytesIO)
 
 
 def _seekable(source: Any) -> bool:

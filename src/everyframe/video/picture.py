@@ -35,8 +35,8 @@ class Converter:
 def _deinterlace(frame: Any, before: Any | None, after: Any | None) -> Any:
     """One whole picture from the two fields of `frame`.
 
-    The filter looks at the frames around. Building it for each sampled frame keeps it free of state: the frames
-    in between, which nobody asked for, need not go through it.
+    The filter looks at the frames around. Building it for each sampled frame keeps it free of state: frames
+    that nobody asked for need not go through it.
     """
     same = (frame.width, frame.height, frame.format.name)
     neighbours = [
@@ -45,9 +45,7 @@ def _deinterlace(frame: Any, before: Any | None, after: Any | None) -> Any:
     ]
     frames = [item for item in (neighbours[0], frame, neighbours[1]) if item is not None]
     graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-    )
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     deinterlace = graph.add("bwdif", "mode=send_frame:deint=interlaced")
     sink = graph.add("buffersink")
     source.link_to(deinterlace)

@@ -1,9 +1,10 @@
 """Which picture a motion vector points at, worked out from the order of packets and pictures.
 
-FFmpeg says of each vector only whether it points back or ahead. A vector of 12 px may be one frame's motion or
-that of four, so the distance is needed. Pictures are decoded after the ones they refer to; that, and the fact
-that a picture decoded before its turn was decoded early because others need it, tells the references of all
-common structures (plain P pictures, B pictures, pyramids of B pictures).
+FFmpeg says of each vector only whether it points back or ahead. A vector of 12 px may be one frame's motion
+or that of four, so the distance is needed. Pictures are decoded after the ones they refer to, and a picture
+decoded before its turn was decoded early because others need it: that tells the nearest reference in all
+common structures (plain P pictures, B pictures, pyramids of B pictures). An encoder may point further back
+than the nearest reference; such vectors count for more than they should.
 """
 
 from __future__ import annotations

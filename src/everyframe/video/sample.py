@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -32,7 +32,7 @@ class Sample:
     pixels: np.ndarray
     """uint8 [H, W, 3] RGB, upright, with square pixels."""
     motion: np.ndarray | None
-    """float32 [h, w], h = ceil(H / 8), w = ceil(W / 8): motion since the previous sample over the whole picture."""
+    """float32 [ceil(H / 8), ceil(W / 8)] over the whole picture: motion since the previous sample."""
     motion_source: str | None
     """"codec" (source pixels travelled) or "luma" (grey levels 0-255 changed); None for the first sample."""
     picture_type: str
@@ -87,7 +87,7 @@ class SampledVideo(Iterator[Sample]):
         self._samples.close()
         self._frames.close()
 
-    def _run(self) -> Iterator[Sample]:
+    def _run(self) -> Generator[Sample, None, None]:
         plan, unit = self._plan, self._frames.unit
         convert = Converter(self._frames.geometry)
         targets = _Targets(plan, unit)
@@ -114,9 +114,7 @@ class SampledVideo(Iterator[Sample]):
         finally:
             self._frames.close()
 
-    def _sample(
-        self, convert: Converter, before: Picture | None, held: Picture, after: Picture | None
-    ) -> Sample:
+    def _sample(self, convert: Converter, before: Picture | None, held: Picture, after: Picture | None) -> Sample:
         motion, source = self._meter.take(held) if self._meter is not None else (None, None)
         unit = self._frames.unit
         shown_for = after.time - held.time if after is not None else held.duration
@@ -138,8 +136,8 @@ class SampledVideo(Iterator[Sample]):
         if self._plan.fps is not None and wanted > emitted == self.num_frames_decoded:
             rate = emitted / max(self.last_end_seconds, 1e-9)
             warnings.warn(
-                f"{self.info.path}: {float(self._plan.fps):g} frames per second were asked for but the video has "
-                f"{emitted} in {self.last_end_seconds:.2f} s ({rate:.3g} per second); each is given once",
+                f"{self.info.path}: {float(self._plan.fps):g} frames per second were asked for but the video "
+                f"has {emitted} in {self.last_end_seconds:.2f} s ({rate:.3g} per second); each is given once",
                 UserWarning,
                 stacklevel=4,
             )
@@ -213,33 +211,34 @@ def sample_frames(
     threads: int | None = None,
     image_fps: float | None = None,
 ) -> SampledVideo:
-    """Frames of a video at `fps` frames per second, as an iterator that streams: memory does not grow with length.
+    """Frames of a video at `fps` per second, as an iterator that streams: memory does not grow with length.
 
-    For the target times start + k / fps (k = 0, 1, ..., before `end` and before the last frame's end) the frame
-    shown nearest to each is given, the earlier of two equally near, each frame at most once: frames are never
-    invented or repeated, and `Sample.time` is the frame's own time. With more `fps` than the video has, every frame
-    comes once and a UserWarning says how many there are. `fps=None` gives every frame.
+    For each target time start + k / fps (k = 0, 1, ..., before `end` and before the last frame's end) the
+    frame shown nearest to it is given (the earlier of two equally near), each frame at most once: frames are
+    never invented or repeated, and `Sample.time` is the frame's own time. With more `fps` than the video has,
+    every frame comes once and a UserWarning says how many there are. `fps=None` gives every frame.
 
-    Time 0 is the container's own zero, as players show it: pictures that an edit list hides are not shown and do
-    not count. Where everything in the file starts later than zero (broadcast streams, cuts), time 0 is the start
-    of the earliest sound or picture, so sound and picture keep their relation; where the picture starts before
-    zero, it is the first picture. `info.start_seconds` is what was subtracted.
+    Time 0 is the container's own zero, as players show it: pictures that an edit list hides are not shown and
+    do not count. Where everything in the file starts later than zero (broadcast streams, cuts), time 0 is the
+    start of the earliest sound or picture, so that the two keep their relation; where the picture starts
+    before zero, it is the first picture. `info.start_seconds` is what was subtracted.
 
-    source: a path; a URL; bytes; a binary file object; or a folder of numbered images (in natural order, `image_fps`
-        of them per second; by default as many as `fps`, so each image is a sample, and 1 with `fps=None`).
+    source: a path; a URL; bytes; a binary file object; or a folder of numbered images (in natural order,
+        `image_fps` of them per second; by default as many as `fps`, so each image is a sample, and 1 with
+        `fps=None`).
     start, end: seconds; only [start, end) is sampled. Frames equal those of a full decode at the same times.
-    motion: fill `Sample.motion`. From the codec's motion vectors where it exports them (H.264, MPEG-4, MPEG-2 and
-        their relatives), else from luma; `Sample.motion_source` says which, and it is the same for all of a file.
-    on_damage: "raise" raises VideoError at the first packet that cannot be decoded, or at the end when less came
-        than the header promises; "skip" leaves out what cannot be read and lists it in `damage`.
+    motion: fill `Sample.motion`: from the codec's motion vectors where FFmpeg exports them (H.264, MPEG-4,
+        MPEG-2 and their relatives), else from luma. `Sample.motion_source` says which; a file has only one.
+    on_damage: "raise" raises VideoError at the first damaged packet, or at the end when less came than the
+        header promises; "skip" leaves out what cannot be read, and `damage` lists it.
     threads: decoder threads; None leaves the choice to FFmpeg.
 
-    Colours follow the matrix and range the file states (BT.601 where it states none, as FFmpeg does); transparency
-    is dropped; frames flagged as interlaced are deinterlaced; frames of another size than the first (a stream that
-    changes its resolution) are scaled to it.
+    Colours follow the matrix and range the file states (BT.601 where it states none, as FFmpeg does);
+    transparency is dropped; frames flagged as interlaced are deinterlaced; frames of another size than the
+    first (a stream that changes its resolution) are scaled to it.
 
-    Raises: VideoError when the file is missing, empty, not a video, without picture, damaged, or for a bad range;
-    ValueError for an fps that is not above 0.
+    Raises: VideoError when the file is missing, empty, not a video, without picture, damaged, or for a bad
+    range; ValueError for an fps that is not above 0.
     """
     plan = _Plan(_rate("fps", fps), *_range(source, start, end))
     if on_damage not in ("raise", "skip"):
@@ -260,7 +259,7 @@ def sample_frames(
     try:
         if plan.start > 0:
             frames.seek(plan.start)
-        return SampledVideo(frames, plan, MotionMeter(frames.geometry) if motion else None)
+        return SampledVideo(frames, plan, MotionMeter(frames.geometry, frames.info.codec) if motion else None)
     except BaseException:
         frames.close()
         raise
@@ -278,13 +277,9 @@ def _rate(name: str, value: float | Fraction | None) -> Fraction | None:
 def _range(source: Any, start: float | None, end: float | None) -> tuple[Fraction, Fraction | None]:
     for name, value in (("start", start), ("end", end)):
         if value is not None and (not math.isfinite(value) or value < 0):
-            raise VideoError(
-                f"{source_name(source)}: {name} must be a number of seconds from 0 on, got {value}"
-            )
+            raise VideoError(f"{source_name(source)}: {name} must be a number of seconds from 0 on, got {value}")
     begin = Fraction(start or 0).limit_denominator(1_000_000)
     finish = None if end is None else Fraction(end).limit_denominator(1_000_000)
     if finish is not None and finish <= begin:
-        raise VideoError(
-            f"{source_name(source)}: end must be after start, got start={start or 0:g}, end={end:g}"
-        )
+        raise VideoError(f"{source_name(source)}: end must be after start, got start={start or 0:g}, end={end:g}")
     return begin, finish

@@ -26,11 +26,12 @@ def write_video(
     keyframe_every: int | None = None,
     options: Mapping[str, str] | None = None,
 ) -> None:
-    """Encode `frames` (uint8 [H, W, 3] RGB, all of one size) at a constant rate; the container follows the suffix.
+    """Encode `frames` (uint8 [H, W, 3] RGB, all of one size) at a constant rate.
 
-    `crf` is the encoder's quality (lower is better), `keyframe_every` the distance of key frames in frames, and
-    `options` go to the encoder as they are (`{"preset": "ultrafast"}`). The file appears under its name only
-    when it is complete. Colours are BT.601, limited range, and tagged so.
+    The suffix of `path` chooses the container. `crf` is the encoder's quality (lower is better),
+    `keyframe_every` the distance of key frames in frames, and `options` go to the encoder as they are
+    (`{"preset": "ultrafast"}`). The file appears under its name only when it is complete. Colours are BT.601,
+    limited range, and tagged so.
 
     Raises VideoError for no frames, frames of another shape or dtype, an unknown codec, a codec the container
     cannot hold, and an odd width or height where the pixel format stores one colour sample for two pixels
@@ -69,20 +70,16 @@ def write_video(
             container.mux(stream.encode(None))
         os.replace(partial, path)
     except av.error.FFmpegError as error:
-        raise VideoError(
-            f"{path}: cannot be written with {codec}, {pixel_format}: {error.strerror}"
-        ) from error
+        raise VideoError(f"{path}: cannot be written with {codec}, {pixel_format}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_image(
-    path: str | Path | None, pixels: np.ndarray, *, format: str | None = None, quality: int = 85
-) -> bytes:
-    """Encode one picture (uint8 [H, W, 3] RGB) as JPEG or PNG; returns the bytes, and writes them to `path` if given.
+def write_image(path: str | Path | None, pixels: np.ndarray, *, format: str | None = None, quality: int = 85) -> bytes:
+    """Encode one picture (uint8 [H, W, 3] RGB) as JPEG or PNG; returns the bytes, and writes a file if named.
 
-    `format` is "jpeg" or "png"; by default it follows the suffix of `path`, else it is "jpeg". `quality` (1-100)
-    matters to JPEG only. Raises VideoError for another format, ValueError for a quality out of range.
+    `format` is "jpeg" or "png"; by default it follows the suffix of `path`, else it is "jpeg". `quality`
+    (1-100) matters to JPEG only. Raises VideoError for another format, ValueError for a quality out of range.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be in 1..100, got {quality}")
@@ -122,15 +119,13 @@ def _check_picture(path: str | Path, pixels: np.ndarray, shape: tuple[int, ...])
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise VideoError(f"{path}: frames must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     if pixels.shape != shape:
-        raise VideoError(
-            f"{path}: all frames must have one size, got {list(pixels.shape)} after {list(shape)}"
-        )
+        raise VideoError(f"{path}: all frames must have one size, got {list(pixels.shape)} after {list(shape)}")
 
 
 def _check_size(path: Path, pixels: np.ndarray, pixel_format: str) -> None:
     height, width = pixels.shape[:2]
     if (width % 2 or height % 2) and any(mark in pixel_format for mark in _SUBSAMPLED):
         raise VideoError(
-            f'{path}: {width}x{height} is odd and {pixel_format} needs even sizes; use pixel_format="yuv444p" '
-            "or crop the frames"
+            f"{path}: {width}x{height} is odd and {pixel_format} needs even sizes; "
+            'use pixel_format="yuv444p" or crop the frames'
         )

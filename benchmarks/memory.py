@@ -1,0 +1,106 @@
+"""Does memory grow with the length of a video? Peak resident memory of sampling a short and a long one.
+
+    python benchmarks/memory.py                  # 5 minutes against 5 hours
+    python benchmarks/memory.py --minutes 1 20   # quicker
+
+Both files are generated (64x48, 10 frames per second, a key frame every 250 frames). Each is sampled at 3 frames
+per second with motion in a process of its own, whose peak resident memory the operating system reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from everyframe.video import sample_frames, write_video
+
+NATIVE_FPS = 10
+SAMPLED_FPS = 3.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", nargs=2, type=float, default=[5.0, 300.0], metavar=("SHORT", "LONG"))
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        print(json.dumps(measure(arguments.measure)))
+        return
+    result = compare(*arguments.minutes)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+
+
+def compare(short_minutes: float, long_minutes: float) -> dict[str, object]:
+    """Peak memory of both lengths, and the long one's over the short one's."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for minutes in (short_minutes, long_minutes):
+            path = Path(folder) / f"{minutes:g}min.mp4"
+            count = round(minutes * 60 * NATIVE_FPS)
+            write_video(
+                path, frames(count), fps=NATIVE_FPS, keyframe_every=250, options={"preset": "ultrafast"}
+            )
+            run = subprocess.run(
+                [sys.executable, __file__, "--measure", str(path)], check=True, capture_output=True, text=True
+            )
+            rows.append({"minutes": minutes, "frames": count, **json.loads(run.stdout)})
+            path.unlink()
+    return {
+        "benchmark": "memory",
+        "sampled_fps": SAMPLED_FPS,
+        "short": rows[0],
+        "long": rows[1],
+        "ratio": round(rows[1]["peak_rss_mib"] / rows[0]["peak_rss_mib"], 4),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def frames(count: int) -> Iterator[np.ndarray]:
+    """A grey square that wanders over a still gradient: cheap to make, and not free of motion."""
+    background = np.repeat(np.linspace(40, 200, 64, dtype=np.uint8)[None, :, None], 48, axis=0).repeat(
+        3, axis=2
+    )
+    for index in range(count):
+        picture = background.copy()
+        left = index % 48
+        picture[16:32, left : left + 16] = 128
+        yield picture
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Sample one file to its end in this process."""
+    begin = time.perf_counter()
+    samples = 0
+    with sample_frames(path, SAMPLED_FPS, motion=True) as video:
+        for _ in video:
+            samples += 1
+    seconds = time.perf_counter() - begin
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return {
+        "samples": samples,
+        "peak_rss_mib": round(peak, 1),
+        "decoded_frames_per_second": round(video.num_frames_decoded / seconds, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
