@@ -29,9 +29,7 @@ SAMPLED_FPS = 3.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", nargs=2, type=float, default=[5.0, 300.0], metavar=("SHORT", "LONG"))
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -53,9 +51,7 @@ def compare(short_minutes: float, long_minutes: float) -> dict[str, object]:
         for minutes in (short_minutes, long_minutes):
             path = Path(folder) / f"{minutes:g}min.mp4"
             count = round(minutes * 60 * NATIVE_FPS)
-            write_video(
-                path, frames(count), fps=NATIVE_FPS, keyframe_every=250, options={"preset": "ultrafast"}
-            )
+            write_video(path, frames(count), fps=NATIVE_FPS, keyframe_every=250, options={"preset": "ultrafast"})
             run = subprocess.run(
                 [sys.executable, __file__, "--measure", str(path)], check=True, capture_output=True, text=True
             )
@@ -74,9 +70,7 @@ def compare(short_minutes: float, long_minutes: float) -> dict[str, object]:
 
 def frames(count: int) -> Iterator[np.ndarray]:
     """A grey square that wanders over a still gradient: cheap to make, and not free of motion."""
-    background = np.repeat(np.linspace(40, 200, 64, dtype=np.uint8)[None, :, None], 48, axis=0).repeat(
-        3, axis=2
-    )
+    background = np.repeat(np.linspace(40, 200, 64, dtype=np.uint8)[None, :, None], 48, axis=0).repeat(3, axis=2)
     for index in range(count):
         picture = background.copy()
         left = index % 48

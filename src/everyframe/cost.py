@@ -11,13 +11,20 @@ Norms, activations, biases, softmax and the choice of patches are left out by bo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from everyframe.backbone import VisionConfig
-    from everyframe.encoders import Encoder
 
 Rule = Literal["paper", "all"]
+
+
+class Countable(Protocol):
+    """What `flops` asks of an encoder."""
+
+    @property
+    def group_size(self) -> int: ...
+    def macs(self, num_frames: int, rule: Rule) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,7 @@ class Cost:
         return self.per_frame / 1e9
 
 
-def flops(encoder: Encoder, frames: int | None = None, *, rule: Rule = "paper") -> Cost:
+def flops(encoder: Countable, frames: int | None = None, *, rule: Rule = "paper") -> Cost:
     """Cost of encoding `frames` frames of one video (default: from one I-frame to the next).
 
     Raises ValueError for frames < 1 or an unknown rule.

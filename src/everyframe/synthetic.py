@@ -12,7 +12,7 @@ how much of the picture changes between two samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -193,8 +193,10 @@ class SyntheticVideo:
         style: Style | None = None,
         combinations: Combinations = "any",
     ) -> None:
-        if seconds <= 0 or fps <= 0:
-            raise ValueError(f"seconds and fps must be > 0, got {seconds} and {fps}")
+        if not (0 < seconds < np.inf and 0 < fps < np.inf):
+            raise ValueError(f"seconds and fps must be finite and > 0, got {seconds} and {fps}")
+        if min(size) < 1:
+            raise ValueError(f"size must be (width, height) in pixels, got {size}")
         if style is not None and style not in STYLES:
             raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
         if combinations not in ("seen", "unseen", "any"):
@@ -208,7 +210,7 @@ class SyntheticVideo:
         self._actors = _draw_actors(rng, self.seconds, camera, combinations)
         # Drawing Gaussian noise per frame would cost more than the picture; slices of one bank look alike.
         self._noise = rng.standard_normal(3 * self.width * self.height + 65536).astype(np.float32)
-        self.events = [Event(_query(rng, actor, self._actors), actor.start, actor.end) for actor in self._actors]
+        self.events = [Event(_query(rng, actor), actor.start, actor.end) for actor in self._actors]
 
     @property
     def name(self) -> str:
@@ -455,10 +457,26 @@ def _draw_entity(rng: np.random.Generator, combinations: Combinations) -> Entity
             return entity
 
 
+def _pairs(combinations: Combinations) -> set[tuple[str, str]]:
+    """The (colour, shape) pairs that `_draw_entity` can give."""
+    return {
+        (colour, shape)
+        for colour in COLOURS
+        for shape in SHAPES
+        for pattern in PATTERNS
+        if combinations == "any" or Entity(colour, pattern, shape, "medium").is_held_out == (combinations == "unseen")
+    }
+
+
 def _draw_actors(rng: np.random.Generator, seconds: float, camera: Camera, combinations: Combinations) -> list[_Actor]:
-    """Three tracks of objects that come and go, so that at most three are on screen at a time."""
+    """Three tracks of objects that come and go, so that at most three are on screen at a time.
+
+    No (colour, shape) comes twice: there are 64 of them (22 for "unseen"), and a long video that has shown
+    them all shows no more objects.
+    """
     actors: list[_Actor] = []
     shown: set[tuple[str, str]] = set()
+    available = len(_pairs(combinations))
     around = rng.permutation(3)
     for track in range(3):
         clock = float(rng.uniform(-4, 8))
@@ -468,8 +486,10 @@ def _draw_actors(rng: np.random.Generator, seconds: float, camera: Camera, combi
             clock = end + float(rng.uniform(3, 12))
             if end - start < 4:
                 continue
+            if len(shown) == available:
+                break
             entity = _draw_entity(rng, combinations)
-            while (entity.colour, entity.shape) in shown and len(shown) < 40:
+            while (entity.colour, entity.shape) in shown:
                 entity = _draw_entity(rng, combinations)
             shown.add((entity.colour, entity.shape))
             radius = SIZES[entity.size] * float(rng.uniform(0.9, 1.1))
@@ -496,7 +516,7 @@ def _draw_actors(rng: np.random.Generator, seconds: float, camera: Camera, combi
     return sorted(actors, key=lambda actor: actor.start)
 
 
-def _query(rng: np.random.Generator, actor: _Actor, actors: Sequence[_Actor]) -> str:
+def _query(rng: np.random.Generator, actor: _Actor) -> str:
     """A caption for one object; colour and shape are unique within a video, the rest is sometimes said."""
     return actor.entity.caption(pattern=bool(rng.random() < 0.6), size=bool(rng.random() < 0.4))
 

@@ -41,7 +41,9 @@ class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocabulary, config.width)
+        # nn.Embedding's own initialisation, on the meta device, would import torch's compiler: seconds
+        empty = torch.empty(config.vocabulary, config.width)
+        self.tokens = nn.Embedding.from_pretrained(empty, freeze=False)
         self.positions = nn.Parameter(torch.zeros(config.context, config.width))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm_post = nn.LayerNorm(config.width, eps=config.norm_eps)

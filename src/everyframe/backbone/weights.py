@@ -74,7 +74,8 @@ def fill(module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype
         if tensor.shape != expected[rule.target].shape:
             shapes = ", ".join(f"{name} {list(tensors[name].shape)}" for name in rule.sources)
             problems.append(f"{shapes}, where {rule.target} needs {list(expected[rule.target].shape)} in all")
-        state[rule.target] = tensor.to(dtype).contiguous()
+        # a copy, so that the weights are aligned in memory and live on when their file is replaced
+        state[rule.target] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if problems:
         raise ModelError(f"the weights in {source} do not fit its config.json; wrong shape: {_list(problems)}")
     module.load_state_dict(state, strict=True, assign=True)

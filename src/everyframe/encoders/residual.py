@@ -13,6 +13,7 @@ f_I is whatever the encoder returns for an I-frame: CLIP's projected CLS, SigLIP
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ class ResidualTokenizer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear(features)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell the present weights from others."""
+        tensors = (self.linear.weight, self.linear.bias)
+        values = b"".join(tensor.detach().float().cpu().numpy().tobytes() for tensor in tensors)
+        return hashlib.sha256(values).hexdigest()[:16]
 
     @classmethod
     def load(cls, path: str | Path, model: Model) -> ResidualTokenizer:
@@ -142,7 +150,7 @@ class ResidualViT:
             "interleave": self.interleave,
             "drop": self.drop,
             "select": self.select,
-            "residual": self._residual_name,
+            "residual": self.tokenizer and f"{self._residual_name}:{self.tokenizer.fingerprint}",
             "seed": self.seed,
         }
 
@@ -222,7 +230,7 @@ class ResidualViT:
 def _resolve_tokenizer(
     residual: str | Path | ResidualTokenizer | None, model: Model
 ) -> tuple[ResidualTokenizer | None, str | None]:
-    """The tokenizer on the model's device in float32, and the name that provenance records."""
+    """The tokenizer on the model's device, and where it came from, for provenance."""
     if residual is None:
         return None, None
     if isinstance(residual, ResidualTokenizer):
@@ -244,10 +252,4 @@ def _resolve_tokenizer(
             return None, None
     else:
         file = Path(residual)
-    return ResidualTokenizer.load(file, model).to(model.device), f"{file.name}:{_fingerprint(file)}"
-
-
-def _fingerprint(file: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return ResidualTokenizer.load(file, model).to(model.device), file.name

@@ -4,8 +4,7 @@ Maps live on a grid of 8x8 coded pixels while they are accumulated and on a grid
 picture when they are handed out. With vectors, a cell holds the distance in source pixels that its content
 travelled since the previous sample: each picture adds |vector| x (time since the previous picture) / (time to
 the picture the vector points at). Cells without a vector in a predicted picture are new content and add
-`INTRA_PIXELS`. An I picture has no vectors at all; it adds what the luma change to the picture before it
-suggests, so a key frame in a still scene adds nothing.
+`INTRA_PIXELS`. A picture without any vectors (I) adds what the luma change to the picture before it suggests, so a key frame in a still scene adds nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ class MotionMeter:
         self._to_shown_rows = _overlap(self._rows, geometry.coded_height, math.ceil(height / CELL_PIXELS))
         self._to_shown_columns = _overlap(self._columns, geometry.coded_width, math.ceil(width / CELL_PIXELS))
         self._total = np.zeros((self._rows, self._columns))
-        self._bare_pictures = 0
         self._vector_pictures = 0
         self._previous: Picture | None = None
         self._sampled_luma: np.ndarray | None = None
@@ -61,10 +59,9 @@ class MotionMeter:
         if vectors is not None:
             self._vector_pictures += 1
             self._total += self._from_vectors(vectors.to_ndarray(), picture, previous)
-        elif picture.picture_type in "PB":
-            # Either a codec that exports nothing or a picture of new content: the first sample will tell.
-            self._bare_pictures += 1
         elif self.source == "codec" or self._vector_pictures:
+            # An I picture, a predicted picture of only new content, or the last one of an MPEG-2 stream, whose
+            # vectors FFmpeg forgets. Where no picture has vectors, nothing is accumulated: it will be luma.
             self._total += self._from_luma(picture, previous)
 
     def take(self, picture: Picture) -> tuple[np.ndarray, str | None]:
@@ -78,14 +75,13 @@ class MotionMeter:
                 self.source = "codec" if self._vector_pictures else "luma"
             source = self.source
             if source == "codec":
-                total = self._total + INTRA_PIXELS * self._bare_pictures
+                total = self._total
                 self._sampled_luma = None
             else:
                 luma = self._luma(picture)
                 total = self._difference(luma, self._sampled_luma)
                 self._sampled_luma = luma
         self._total = np.zeros_like(self._total)
-        self._bare_pictures = 0
         shown = self._to_shown_rows @ total @ self._to_shown_columns.T
         return self._geometry.orient(shown.astype(np.float32)), source
 

@@ -34,7 +34,7 @@ def source_name(source: Source) -> str:
 class Input:
     """An open container with its chosen video stream; reopens from the start, so seeking may fail safely."""
 
-    def __init__(self, source: Source, *, threads: int | None = None, export_vectors: bool = False):
+    def __init__(self, source: Any, *, threads: int | None = None, export_vectors: bool = False):
         self.name = source_name(source)
         self.source: Any = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
         self._threads = threads
@@ -53,7 +53,9 @@ class Input:
         try:
             self.stream = _choose_stream(self.container, self.name)
             context = self.stream.codec_context
-            context.thread_type = "AUTO"
+            # With frame threads FFmpeg now and then hands out a picture's vectors before they are complete (seen
+            # with H.264), so a run would not repeat; slice threads cost speed only where there are many cores.
+            context.thread_type = "SLICE" if self._export_vectors else "AUTO"
             context.thread_count = self._threads or 0
             if self._export_vectors:
                 context.flags2 |= av.codec.context.Flags2.export_mvs

@@ -133,7 +133,8 @@ class SampledVideo(Iterator[Sample]):
                 f"{self.info.path}: no frame from {float(self._plan.start):g} s on; "
                 f"the video ends at {self.last_end_seconds:.2f} s"
             )
-        if self._plan.fps is not None and wanted > emitted == self.num_frames_decoded:
+        each_given_once = wanted > emitted == self.num_frames_decoded and not self.damage
+        if self._plan.fps is not None and each_given_once:
             rate = emitted / max(self.last_end_seconds, 1e-9)
             warnings.warn(
                 f"{self.info.path}: {float(self._plan.fps):g} frames per second were asked for but the video "

@@ -62,6 +62,8 @@ def write_video(
             if pixel_format.startswith("yuv"):
                 stream.codec_context.colorspace = 6  # SMPTE 170M, what the conversion below writes
                 stream.codec_context.color_range = 2 if pixel_format.startswith("yuvj") else 1
+            elif pixel_format.startswith("gray"):
+                stream.codec_context.color_range = 2  # the conversion to grey keeps all 256 levels
             for index, pixels in enumerate(_chain(first, iterator)):
                 _check_picture(path, pixels, first.shape)
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")

@@ -1,0 +1,326 @@
+"""The main job end to end: real files decoded, encoded, written, resumed and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import everyframe as ef
+from everyframe import cli
+from everyframe.pipeline import Sampling, encode_videos, output_paths
+from everyframe.video import VideoError, write_video
+
+
+@pytest.fixture(scope="module")
+def model() -> ef.Model:
+    return ef.load("bundled", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short H.264 videos of moving gradients, and their folder."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 255, (3, 96, 400, 3), dtype=np.uint8)
+    for index, seconds in enumerate((5, 4, 3)):
+        frames = (np.ascontiguousarray(base[index][:, 2 * t : 2 * t + 128]) for t in range(10 * seconds))
+        write_video(folder / f"clip{index}.mp4", frames, fps=10)
+    return folder
+
+
+def decoded_at(path: Path, times: list[float]) -> np.ndarray:
+    """The frames nearest to `times`, decoded independently of everyframe.video."""
+    with av.open(str(path)) as container:
+        frames = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    return np.stack([min(frames, key=lambda frame: abs(frame[0] - t))[1] for t in times])
+
+
+def test_encode_video_equals_frames_decoded_by_hand(model: ef.Model, clips: Path) -> None:
+    feats = ef.encode_video(clips / "clip0.mp4", ef.DenseEncoder(model), fps=2.5)
+    wanted = [k / 2.5 for k in range(13)]  # 5 s
+    np.testing.assert_allclose(feats.times, wanted, atol=0.051)
+    by_hand = ef.DenseEncoder(model).encode(model.preprocess(decoded_at(clips / "clip0.mp4", list(feats.times))))
+    # Two conversions from YUV may differ by a grey level.
+    assert (feats.embeddings * by_hand.numpy()).sum(1).min() > 0.999
+    assert feats.roles == "I" * 13
+    assert feats.video["duration_seconds"] == pytest.approx(5.0, abs=0.11)
+    assert feats.frame_ends[-1] == pytest.approx(5.0, abs=0.01)
+    assert feats.model["weights_sha256"] == model.weights_sha256
+
+
+@pytest.mark.parametrize("select", ["motion", "residual", "random"])
+def test_encode_video_does_not_depend_on_batching(model: ef.Model, clips: Path, select: str) -> None:
+    results = [
+        ef.encode_video(
+            clips / "clip0.mp4",
+            ef.ResidualViT(model, interleave=2, select=select, residual=None, batch_size=size),
+            fps=5,
+        )
+        for size in (1, 2, 32)
+    ]
+    for other in results[1:]:
+        np.testing.assert_allclose(other.embeddings, results[0].embeddings, atol=1e-5)
+        assert other.roles == results[0].roles == ("IPP" * 9)[:25]
+
+
+def test_encode_video_uses_the_codecs_motion(model: ef.Model, clips: Path) -> None:
+    fast = ef.ResidualViT(model, residual=None)
+    assert ef.encode_video(clips / "clip0.mp4", fast).settings["motion_source"] == "codec"
+    still = ef.encode_video(clips / "clip0.mp4", ef.DenseEncoder(model))
+    assert "motion_source" not in still.settings
+
+
+def test_encode_video_takes_bytes_and_a_range(model: ef.Model, clips: Path) -> None:
+    dense = ef.DenseEncoder(model)
+    whole = ef.encode_video(clips / "clip0.mp4", dense, fps=5)
+    data = ef.encode_video((clips / "clip0.mp4").read_bytes(), dense, fps=5)
+    np.testing.assert_array_equal(data.embeddings, whole.embeddings)
+    assert data.video["path"] == "<bytes>"
+    part = ef.encode_video(clips / "clip0.mp4", dense, fps=5, start=2.0, end=3.0)
+    np.testing.assert_allclose(part.times, whole.times[10:15])
+    np.testing.assert_allclose(part.embeddings, whole.embeddings[10:15], atol=1e-5)
+    assert part.frame_ends[-1] == pytest.approx(3.0)
+
+
+def test_encode_video_rejects_what_it_cannot_do(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    dense = ef.DenseEncoder(model)
+    with pytest.raises(ValueError, match="fps must be"):
+        ef.encode_video(clips / "clip0.mp4", dense, fps=0)
+    with pytest.raises(ValueError, match="float64"):
+        ef.encode_video(clips / "clip0.mp4", dense, dtype="float64")
+    with pytest.raises(VideoError, match="missing.mp4"):
+        ef.encode_video(tmp_path / "missing.mp4", dense)
+    with pytest.warns(UserWarning, match="10"):  # never invents frames
+        feats = ef.encode_video(clips / "clip2.mp4", dense, fps=60)
+    assert feats.num_frames == 30
+
+
+def run_batch(clips: Path, out: Path, model: ef.Model, **changes: object) -> dict[str, str]:
+    options = {"interleave": 2, **changes}
+    encoder = ef.ResidualViT(model, residual=None, **options)  # type: ignore[arg-type]
+    sources = output_paths([(clips, sorted(clips.glob("*.mp4")))], out, ".npz")
+    outcomes = list(encode_videos(sources, encoder, sampling=Sampling(fps=3)))
+    return {Path(outcome.source).name: outcome.status for outcome in outcomes}
+
+
+def test_encode_videos_skips_what_is_done_and_redoes_what_changed(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for clip in clips.iterdir():
+        (videos / clip.name).write_bytes(clip.read_bytes())
+    out = tmp_path / "out"
+    assert set(run_batch(videos, out, model).values()) == {"done"}
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert set(run_batch(videos, out, model).values()) == {"skipped"}
+    assert before == {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+
+    cut = out / "clip0.npz"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    (videos / "clip1.mp4").write_bytes((clips / "clip2.mp4").read_bytes())
+    assert run_batch(videos, out, model) == {"clip0.mp4": "done", "clip1.mp4": "done", "clip2.mp4": "skipped"}
+    assert ef.VideoFeatures.load(out / "clip1.npz").num_frames == 9
+    assert set(run_batch(videos, out, model, interleave=1).values()) == {"done"}
+
+
+def test_encode_videos_never_overwrites_another_videos_features(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    dense = ef.DenseEncoder(model)
+    out = tmp_path / "x.npz"
+    assert next(encode_videos([(clips / "clip0.mp4", out)], dense, sampling=Sampling())).status == "done"
+    outcome = next(encode_videos([(clips / "clip1.mp4", out)], dense, sampling=Sampling()))
+    assert outcome.status == "failed" and "clip0.mp4" in str(outcome.error)
+    assert ef.VideoFeatures.load(out).video["path"].endswith("clip0.mp4")
+
+
+def test_encode_videos_goes_on_after_bad_files(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("this is not a video")
+    whole = (clips / "clip0.mp4").read_bytes()
+    names = ["empty.mp4", "text.mp4", "gone.mp4", "good.mp4"]
+    (tmp_path / "good.mp4").write_bytes(whole)
+    sources = [(tmp_path / name, tmp_path / f"{name}.npz") for name in names]
+    outcomes = list(encode_videos(sources, ef.DenseEncoder(model), sampling=Sampling()))
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "failed", "done"]
+    for name, outcome in zip(names[:3], outcomes, strict=False):
+        assert name in str(outcome.error) and "\n" not in str(outcome.error)
+    assert [path.name for path in tmp_path.glob("*.npz")] == ["good.mp4.npz"]
+
+
+def test_output_paths_are_distinct() -> None:
+    roots = [
+        (Path("a"), [Path("a/x.mp4"), Path("a/x.mkv"), Path("a/deep/y.mp4")]),
+        (None, [Path("b/z.mp4"), Path("c/z.mp4")]),
+    ]
+    names = [str(path) for _, path in output_paths(roots, Path("out"), ".npz")]
+    assert names[:3] == ["out/x.mp4.npz", "out/x.mkv.npz", "out/deep/y.npz"]
+    assert len(set(names)) == 5 and all(name.startswith("out/z.mp4-") for name in names[3:])
+
+
+# --- the command line, as a process ----------------------------------------------------------------------
+
+
+def everyframe(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "everyframe.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+
+
+def encode_command(clips: Path, out: Path, *more: str) -> list[str]:
+    return ["encode", str(clips), "--model", "bundled", "--residual", "none", "--out", str(out), *more]
+
+
+def test_cli_encode_search_ground_info_agree_with_the_library(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    run = everyframe(*encode_command(clips, out, "--json"))
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert report["done"] == 3 and report["frames"] == 15 + 12 + 9
+    again = json.loads(everyframe(*encode_command(clips, out, "--json")).stdout)
+    assert again["skipped"] == 3 and again["frames"] == 0
+
+    feats = ef.VideoFeatures.load(out / "clip0.npz")
+    library = ef.encode_video(clips / "clip0.mp4", ef.ResidualViT(model, residual=None))
+    np.testing.assert_allclose(feats.embeddings, library.embeddings, atol=1e-5)
+
+    query = model.encode_text(["a red circle"])[0]
+    moments = ef.ground(feats, query)
+    picture = tmp_path / "curve.png"
+    found = json.loads(everyframe("ground", out / "clip0.npz", "a red circle", "--json", "--plot", picture).stdout)
+    assert [(m["start"], m["end"]) for m in found] == [(round(m.start, 3), round(m.end, 3)) for m in moments]
+    with av.open(str(picture)) as image:
+        pixels = next(image.decode(video=0)).to_ndarray(format="rgb24")
+    assert pixels.shape[1] > 800 and pixels.std() > 10
+    direct = json.loads(
+        everyframe(
+            "ground", clips / "clip0.mp4", "a red circle", "--model", "bundled", "--residual", "none", "--json"
+        ).stdout
+    )
+    assert direct == found
+
+    hits = json.loads(everyframe("search", out, "a red circle", "--top", "2", "--json").stdout)
+    assert len(hits) == 2 and hits[0]["score"] >= hits[1]["score"]
+    facts = json.loads(everyframe("info", out / "clip0.npz", "--json").stdout)
+    assert facts["frames"] == 15 and facts["roles"] == {"I": 5, "P": 10}
+    assert json.loads(everyframe("info", clips / "clip0.mp4", "--json").stdout)["codec"] == "h264"
+    assert json.loads(everyframe("info", "bundled", "--json").stdout)["patches"] == 196
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", "CLIPS", "--model", "bundled", "--drop", "1"], r"drop must be in \[0, 1\), got 1.0"),
+        (["encode", "CLIPS", "--model", "bundled", "--interleave", "-1"], "interleave must be 0 or more"),
+        (["encode", "CLIPS", "--model", "bundled", "--fps", "0"], "fps must be"),
+        (["encode", "CLIPS", "--model", "bundled", "--format", "xml"], "--format must be one of"),
+        (["encode", "CLIPS", "--model", "bundled", "--encoder", "none"], "--encoder must be residual or dense"),
+        (["encode", "CLIPS", "--model", "no/such/model"], "no/such/model"),
+        (["encode", "CLIPS", "--model", "bundled", "--residual", "gone.safetensors"], "gone.safetensors"),
+        (["encode", "EMPTY", "--model", "bundled"], "no video"),
+        (["encode", "gone.mp4", "--model", "bundled"], "gone.mp4"),
+        (["search", "EMPTY", "a cat"], "holds no features"),
+        (["search", "CLIPS", "   "], "the query is empty"),
+        (["ground", "CLIPS/clip0.mp4", "", "--model", "bundled"], "the query is empty"),
+        (["info", "gone.mp4"], "gone.mp4"),
+    ],
+)
+def test_cli_says_what_is_wrong_in_one_line(clips: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    import re
+
+    (tmp_path / "empty").mkdir()
+    filled = [text.replace("CLIPS", str(clips)).replace("EMPTY", str(tmp_path / "empty")) for text in arguments]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["everyframe", *filled])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 1
+    errors = capsys.readouterr().err
+    assert re.search(message, errors), errors
+    assert len([line for line in errors.splitlines() if line.startswith("everyframe:")]) == 1
+
+
+def test_cli_encode_reports_bad_files_and_exits_1(clips: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "bad.mp4").write_bytes(b"\0" * 1000)
+    (videos / "good.mp4").write_bytes((clips / "clip2.mp4").read_bytes())
+    run = everyframe(*encode_command(videos, tmp_path / "out"))
+    assert run.returncode == 1
+    assert "bad.mp4" in run.stderr
+    assert "1 done, 1 failed" in run.stdout
+    assert ef.VideoFeatures.load(tmp_path / "out" / "good.npz").num_frames == 9
+
+
+def test_cli_encode_full_disk_leaves_nothing_partial(clips: Path, tmp_path: Path) -> None:
+    """A file size limit stands in for a full disk: the write really fails half way."""
+    out = tmp_path / "out"
+    command = " ".join([sys.executable, "-m", "everyframe.cli", *encode_command(clips, out)])
+    run = subprocess.run(["bash", "-c", f"ulimit -f 4; {command}"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "clip0.npz" in run.stderr
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> None:
+    """Stopped in the middle of a batch: every file that is there is whole, and the same command finishes."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    noise = np.random.default_rng(1).integers(0, 255, (30, 96, 128, 3), dtype=np.uint8)
+    for index in range(6):
+        write_video(videos / f"v{index}.mp4", (noise[(t + index) % 30] for t in range(240)), fps=10)
+    command = [sys.executable, "-m", "everyframe.cli", *encode_command(videos, out, "--fps", "10", "--batch-size", "4")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("v*.npz")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, how)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    finished = sorted(out.glob("v*.npz"))
+    assert 0 < len(finished) < 6
+    for file in finished:
+        assert ef.VideoFeatures.load(file).num_frames == 240
+    if how is signal.SIGINT:
+        assert process.returncode == 130 and "Traceback" not in errors
+        assert sorted(out.iterdir()) == finished
+    report = json.loads(everyframe(*encode_command(videos, out, "--fps", "10", "--json")).stdout)
+    assert report["skipped"] == len(finished) and report["done"] == 6 - len(finished)
+
+
+def test_cli_flops_prints_table_1() -> None:
+    rows = json.loads(everyframe("flops", "--json").stdout)
+    published = [233.4, 35.7, 102.0, 102.6]  # ResidualViT, table 1, GFLOPs per second at 3 frames/s
+    for row, value in zip(rows, published, strict=True):
+        assert row["per second, linear layers"] == pytest.approx(value, rel=0.01)
+
+
+def test_import_is_fast_and_lazy() -> None:
+    code = "import sys, everyframe; print(sorted({'torch', 'transformers', 'av', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_encode_video_frees_its_thread_when_the_encoder_fails(model: ef.Model, clips: Path) -> None:
+    import threading
+
+    class Broken(ef.DenseEncoder):
+        def encode(
+            self, pixels: torch.Tensor, motion: torch.Tensor | None = None, *, first_frame: int = 0
+        ) -> torch.Tensor:
+            raise RuntimeError("the encoder broke")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="the encoder broke"):
+        ef.encode_video(clips / "clip0.mp4", Broken(model, batch_size=1))
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
