@@ -204,8 +204,8 @@ def build_tokenizer(folder: Path) -> Any:
     )
     merges = json.loads(learner.to_str())["model"]["merges"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
-    words = list(dict.fromkeys(words)) + ["<|startoftext|>", "<|endoftext|>"]
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(
         vocab={word: index for index, word in enumerate(words)},
         merges=[tuple(pair) for pair in merges],

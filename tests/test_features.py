@@ -362,9 +362,7 @@ def test_a_real_size_limit_leaves_the_old_file(tmp_path, suffix):
         (KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
-def test_failure_at_any_step_leaves_nothing(
-    tmp_path, monkeypatch, function, suffix, calls_before, error, raised
-):
+def test_failure_at_any_step_leaves_nothing(tmp_path, monkeypatch, function, suffix, calls_before, error, raised):
     if suffix == ".npz" and calls_before:
         pytest.skip("one file, one call")
     real, calls = getattr(os, function), []

@@ -96,12 +96,8 @@ def test_smoothing_follows_irregular_times(smooth):
     rng = np.random.default_rng(2)
     times = np.cumsum(rng.choice([0.04, 0.33, 1.5], 120))
     curve = rng.uniform(-0.2, 0.4, 120)
-    expected = [
-        np.mean([c for c, u in zip(curve, times, strict=True) if abs(u - t) <= smooth / 2]) for t in times
-    ]
-    np.testing.assert_allclose(
-        smoothed_similarity(from_curve(curve, times), QUERY, smooth=smooth), expected, atol=1e-6
-    )
+    expected = [np.mean([c for c, u in zip(curve, times, strict=True) if abs(u - t) <= smooth / 2]) for t in times]
+    np.testing.assert_allclose(smoothed_similarity(from_curve(curve, times), QUERY, smooth=smooth), expected, atol=1e-6)
 
 
 def naive_watershed(curve, starts, ends, *, smooth, threshold, top, overlap):

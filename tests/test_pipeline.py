@@ -99,7 +99,7 @@ def test_encode_video_rejects_what_it_cannot_do(model: ef.Model, clips: Path, tm
         ef.encode_video(clips / "clip0.mp4", dense, fps=0)
     with pytest.raises(ValueError, match="float64"):
         ef.encode_video(clips / "clip0.mp4", dense, dtype="float64")
-    with pytest.raises(VideoError, match="missing.mp4"):
+    with pytest.raises(VideoError, match=r"missing\.mp4"):
         ef.encode_video(tmp_path / "missing.mp4", dense)
     with pytest.warns(UserWarning, match="10"):  # never invents frames
         feats = ef.encode_video(clips / "clip2.mp4", dense, fps=60)
@@ -232,9 +232,14 @@ def test_cli_encode_search_ground_info_agree_with_the_library(model: ef.Model, c
         (["info", "gone.mp4"], "gone.mp4"),
     ],
 )
-def test_cli_says_what_is_wrong_in_one_line(clips: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    import re
-
+def test_cli_says_what_is_wrong_in_one_line(
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     (tmp_path / "empty").mkdir()
     filled = [text.replace("CLIPS", str(clips)).replace("EMPTY", str(tmp_path / "empty")) for text in arguments]
     monkeypatch.chdir(tmp_path)

@@ -92,9 +92,7 @@ def test_nms_breaks_ties_toward_earlier_then_longer():
     assert nms([], 0.5) == []
 
 
-@pytest.mark.parametrize(
-    ("iou", "top", "message"), [(1.5, None, "iou"), (-0.1, None, "iou"), (0.5, 0, "top")]
-)
+@pytest.mark.parametrize(("iou", "top", "message"), [(1.5, None, "iou"), (-0.1, None, "iou"), (0.5, 0, "top")])
 def test_suppress_raises(iou, top, message):
     with pytest.raises(ValueError, match=message):
         suppress(np.array([[0.0, 1.0]]), iou=iou, top=top)

@@ -101,8 +101,8 @@ def nearest(pts: list[float], duration: float, fps: Fraction, start: Fraction = 
         ("webm", "libvpx-vp9", "yuv420p", {"cpu-used": "8", "deadline": "realtime"}),
         ("webm", "libvpx-vp9", "yuva420p", {"cpu-used": "8", "deadline": "realtime"}),
         ("mkv", "libsvtav1", "yuv420p", {"preset": "12"}),
-        ("mp4", "mpeg4", "yuv420p", {"bf": "2", "qscale": "2"}),
-        ("avi", "mpeg4", "yuv420p", {"qscale": "2"}),
+        ("mp4", "mpeg4", "yuv420p", {"bf": "2", "b": "8000000"}),
+        ("avi", "mpeg4", "yuv420p", {"b": "8000000"}),
         ("mov", "prores_ks", "yuv422p10le", {}),
         ("mov", "prores_ks", "yuva444p10le", {}),
         ("mkv", "ffv1", "gray", {}),
@@ -269,9 +269,9 @@ def test_rotation_is_applied_to_pixels_and_motion(tmp_path, degrees):
     assert samples[0].pixels.shape == turned.shape == (info.height, info.width, 3)
     corners = np.s_[4 : -4 : info.height - 9, 4 : -4 : info.width - 9]
     assert np.abs(samples[0].pixels[corners].astype(int) - turned[corners]).max() < 12
-    motion = np.rot90(samples[-1].motion, k=-degrees // 90)
+    motion = np.rot90(samples[4].motion, k=-(degrees // 90))
     assert motion.shape == (6, 8)
-    assert motion[2:4, 2:4].min() > 1 and motion[[0, 5]].mean() < 0.3 and motion[:, 6:].mean() < 0.3
+    assert motion[2:4, 2:4].min() > 1 and motion[:, 6:].max() < 0.3
 
 
 def test_mirrored_display_matrix_is_applied():

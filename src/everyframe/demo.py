@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +112,16 @@ def run_demo(
     """
     folder = Path(out)
     started = time.monotonic()
-    worlds = list(synthesize(folder / "videos", videos=videos, seconds=seconds, seed=seed, combinations="unseen"))
+    worlds = list(
+        synthesize(
+            folder / "videos",
+            videos=videos,
+            seconds=seconds,
+            seed=seed,
+            combinations="unseen",
+            workers=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        )
+    )
     say(f"rendered {videos} videos of {seconds:.0f} s in {time.monotonic() - started:.0f} s: {folder / 'videos'}")
     model = load("bundled", device="cpu")
     fast = ResidualViT(model, interleave=interleave, drop=drop, residual=None)
@@ -239,15 +249,17 @@ def _page(
             curves[name] = (videos[index], smoothed_similarity(videos[index], queries[event.caption]))
             best = ground(videos[index], queries[event.caption], top=1)
             answers[name] = best[0] if best else None
-        times = np.linspace(2, worlds[index].seconds - 2, 6)
-        times[3] = (event.start + event.end) / 2
+        # One picture under each sixth of the curve; the one nearest to the event shows the event.
+        times = (np.arange(6) + 0.5) / 6 * worlds[index].seconds
+        middle = (event.start + event.end) / 2
+        times[np.abs(times - middle).argmin()] = middle
         body.append(
             html_timeline(
                 event.caption,
                 curves,
                 truth=(event.start, event.end),
                 found=answers,
-                thumbnails=[float(t) for t in np.sort(times)],
+                thumbnails=[float(t) for t in times],
             )
         )
     body.append("<h2>Search</h2><ul>" + "".join(f"<li>{line}</li>" for line in found) + "</ul>")

@@ -8,6 +8,7 @@ and the next file is being opened while the last one is still being encoded.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,14 @@ class Sampling:
     start: float | None = None
     end: float | None = None
     keep_partial: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps must be > 0, got {self.fps}")
+        if self.start is not None and not (math.isfinite(self.start) and self.start >= 0):
+            raise ValueError(f"start must be a number of seconds >= 0, got {self.start}")
+        if self.end is not None and not self.end > (self.start or 0.0):
+            raise ValueError(f"end must lie after the start ({self.start or 0.0} s), got {self.end}")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -132,8 +132,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 60re
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; border-bottom: 1px solid #d5dae0 }
 th { text-align: left } td:not(:first-child) { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1.6rem 0 } figcaption { margin-bottom: .3rem } svg { width: 100%; height: 9rem; display: block }
-.strip { display: flex; gap: .4rem; margin-top: .4rem } .strip div { font-size: 12px; color: #57606a }
-.strip img { height: 84px; display: block; border-radius: 3px } .note { color: #57606a }
+.strip { display: flex; gap: .4rem; margin-top: .4rem } .strip div { flex: 1; font-size: 12px; color: #57606a }
+.strip img { width: 100%; display: block; border-radius: 3px } .note { color: #57606a }
 .key span { display: inline-block; width: .9rem; height: .7rem; margin: 0 .3rem 0 .9rem; vertical-align: middle }
 """
 

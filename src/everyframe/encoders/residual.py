@@ -180,6 +180,8 @@ class ResidualViT:
         Raises ValueError for other shapes.
         """
         check_frames(pixels, self.model)
+        if motion is not None and not isinstance(motion, Tensor):
+            raise TypeError(f"motion must be a tensor [T, S, S], got {type(motion).__name__}; use torch.from_numpy")
         if motion is not None and motion.shape != (len(pixels), *pixels.shape[2:]):
             wanted = [len(pixels), *pixels.shape[2:]]
             raise ValueError(f"motion must be {wanted}, one map per frame, got {list(motion.shape)}")
@@ -223,7 +225,8 @@ class ResidualViT:
         patches = patches.gather(1, where).to(model.device, model.dtype)
         parts = [vision.prefix(len(pixels)), vision.embed(patches, indices.to(model.device))]
         if self.tokenizer is not None:
-            parts.insert(1, self.tokenizer(i_features)[:, None].to(model.dtype))
+            dtype = self.tokenizer.linear.weight.dtype
+            parts.insert(1, self.tokenizer(i_features.to(dtype))[:, None].to(model.dtype))
         return F.normalize(vision.encode(torch.cat(parts, 1)).float(), dim=1)
 
 

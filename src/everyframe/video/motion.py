@@ -4,7 +4,8 @@ Maps live on a grid of 8x8 coded pixels while they are accumulated and on a grid
 picture when they are handed out. With vectors, a cell holds the distance in source pixels that its content
 travelled since the previous sample: each picture adds |vector| x (time since the previous picture) / (time to
 the picture the vector points at). Cells without a vector in a predicted picture are new content and add
-`INTRA_PIXELS`. A picture without any vectors (I) adds what the luma change to the picture before it suggests, so a key frame in a still scene adds nothing.
+`INTRA_PIXELS`. A picture without any vectors (an I picture) adds what the luma change to the picture before it
+suggests, so a key frame in a still scene adds nothing.
 """
 
 from __future__ import annotations

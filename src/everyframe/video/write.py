@@ -71,8 +71,9 @@ def write_video(
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         os.replace(partial, path)
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be written with {codec}, {pixel_format}: {error.strerror}") from error
+    except (av.error.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+        reason = getattr(error, "strerror", None) or "no such encoder"
+        raise VideoError(f"{path}: cannot be written with {codec}, {pixel_format}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
 
