@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import itertools
 import json
@@ -78,13 +79,13 @@ def nearest(pts: list[float], duration: float, fps: Fraction, start: Fraction = 
     exact = [Fraction(when).limit_denominator(90_000) for when in pts]
     finish = exact[-1] + Fraction(duration).limit_denominator(90_000)
     chosen: list[int] = []
-    for k in itertools.count():
-        target = start + k / fps
-        if target >= finish:
-            return chosen
+    k = 0
+    while (target := start + k / fps) < finish:
+        k += 1
         best = min(range(len(exact)), key=lambda index: (abs(exact[index] - target), exact[index]))
         if best not in chosen:
             chosen.append(best)
+    return chosen
 
 
 # ---------------------------------------------------------------------------------------------------- sampling
@@ -274,14 +275,16 @@ def test_rotation_is_applied_to_pixels_and_motion(tmp_path, degrees):
     assert motion[2:4, 2:4].min() > 1 and motion[:, 6:].max() < 0.3
 
 
-def test_mirrored_display_matrix_is_applied():
-    from everyframe.video.opening import geometry_of
+def test_mirrored_display_matrix_is_applied(monkeypatch):
+    from everyframe.video import opening
+
+    monkeypatch.setattr(opening, "side_data", lambda frame: frame.side_data)
 
     class Frame:
         width, height = 64, 48
         side_data = {"DISPLAYMATRIX": np.array([-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30], np.int32).tobytes()}  # noqa: RUF012
 
-    geometry = geometry_of(Frame())
+    geometry = opening.geometry_of(Frame())
     assert (geometry.mirrored, geometry.quarter_turns) == (True, 0)
     assert np.array_equal(geometry.orient(quadrants()), quadrants()[:, ::-1])
 
@@ -624,6 +627,18 @@ def test_motion_source_is_what_the_decoder_offers(tmp_path, suffix, codec, sourc
     assert {sample.motion_source for sample in samples[1:]} == {source}
     moving, still = samples[-1].motion[5:11, 8:14], samples[-1].motion[[0, 1, -2, -1]]
     assert moving.mean() > 3 * max(still.mean(), 1)
+
+
+def test_pictures_are_freed_without_the_cycle_collector(tmp_path):
+    write_video(tmp_path / "a.mp4", _moving_square(2, 41), fps=30)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in sample_frames(tmp_path / "a.mp4", 6, motion=True):
+            alive = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+            assert alive <= 8  # the held picture, its neighbours, and what the decoder has just handed over
+    finally:
+        gc.enable()
 
 
 def test_luma_motion_is_the_mean_change_of_grey_levels(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from everyframe.video.decode import Picture
-from everyframe.video.opening import Geometry
+from everyframe.video.opening import Geometry, side_data
 
 CELL_PIXELS = 8
 INTRA_PIXELS = 16.0
@@ -56,7 +56,7 @@ class MotionMeter:
         self._previous = picture
         if previous is None or self.source == "luma":
             return
-        vectors = picture.frame.side_data.get("MOTION_VECTORS")
+        vectors = side_data(picture.frame).get("MOTION_VECTORS")
         if vectors is not None:
             self._vector_pictures += 1
             self._total += self._from_vectors(vectors.to_ndarray(), picture, previous)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 from everyframe.video.errors import VideoError
 
@@ -148,7 +149,7 @@ def geometry_of(frame: Any, stream: Any = None) -> Geometry:
                 ratio = Fraction(given)
                 break
     turns, mirrored = 0, False
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = side_data(frame).get("DISPLAYMATRIX")
     if matrix is not None:
         a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].astype(float)
         mirrored = a * d - b * c < 0
@@ -163,6 +164,15 @@ def geometry_of(frame: Any, stream: Any = None) -> Geometry:
         quarter_turns=turns,
         mirrored=mirrored,
     )
+
+
+def side_data(frame: Any) -> Any:
+    """What `frame.side_data` gives, without making the frame refer to itself.
+
+    That property keeps its answer in the frame and the answer keeps the frame, so pictures would stay in memory
+    until Python's cycle collector happens to run: hundreds of them, gigabytes for large ones.
+    """
+    return SideDataContainer(frame)
 
 
 def has_audio(container: Any) -> bool:
