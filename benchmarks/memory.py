@@ -7,7 +7,7 @@ The files are generated (64x48, 10 frames per second, a key frame every 250 fram
 per second with motion in a process of its own, whose peak resident memory the operating system reports.
 
 MPEG-TS shows what sampling itself needs. An MP4 file carries a table with the place and time of every frame, and
-FFmpeg loads that table when it opens the file (some 50 bytes per frame), whoever reads it.
+FFmpeg loads that table when it opens the file (about 75 bytes per frame), whoever reads it.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def side_data(frame: Any) -> Any:
     That property keeps its answer in the frame and the answer keeps the frame, so pictures would stay in memory
     until Python's cycle collector happens to run: hundreds of them, gigabytes for large ones.
     """
-    return SideDataContainer(frame)
+    return SideDataContainer(frame)  # type: ignore[call-arg]
 
 
 def has_audio(container: Any) -> bool:
