@@ -155,7 +155,7 @@ def encode_videos(
                 status="partial" if damage else "done",
                 num_frames=feats.num_frames,
                 seconds=float(feats.frame_ends[-1] - feats.times[0]),
-                error="; ".join(damage) if damage else None,
+                error=f"{source}: kept {feats.num_frames} frames; {'; '.join(damage)}" if damage else None,
             )
     finally:
         ahead.close()
@@ -224,8 +224,8 @@ def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_C
 
 
 def _preprocessed(sampled: SampledVideo, encoder: Encoder) -> Iterator[_Chunk]:
-    """Collect frames, preprocess them a few at a time, hand out `batch_size` groups at a time."""
-    per_chunk = encoder.group_size * encoder.batch_size
+    """Collect frames, preprocess them a few at a time, hand out whole groups, about 2 x `batch_size` frames."""
+    per_chunk = encoder.group_size * max(2 * encoder.batch_size // encoder.group_size, 1)
     times: list[float] = []
     pixels: list[Tensor] = []
     motion: list[Tensor] = []
