@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from everyframe.encoders import Encoder
     from everyframe.features import VideoFeatures
     from everyframe.pipeline import Outcome
+    from everyframe.video import VideoError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,18 +108,22 @@ def encode(
 ) -> None:
     """Encode videos to feature files; what is already done with the same settings is skipped."""
     from everyframe.pipeline import Sampling, encode_videos, output_paths
-    from everyframe.video import find_videos
 
     if format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     sampling = Sampling(**_given(fps=fps, start=start, end=end), keep_partial=keep_partial)
-    roots = [(Path(path) if Path(path).is_dir() else None, find_videos([path])) for path in paths]
+    missing: list[VideoError] = []
+    roots = [(Path(path) if Path(path).is_dir() else None, _videos(path, missing)) for path in paths]
+    if not any(videos for _, videos in roots):
+        raise missing[0]
     sources = output_paths(_distinct(roots), out, f".{format}")
     _check_writable(out)
     reader = _encoder(_model(model, device, dtype, threads), encoder, interleave, drop, select, residual, batch_size)
     started = time.monotonic()
-    outcomes: list[Outcome] = []
+    outcomes = [_not_found(error) for error in missing]
     with _progress(len(sources), quiet or as_json) as step:
+        for outcome in outcomes:
+            step.failed(outcome)
         for outcome in encode_videos(sources, reader, sampling=sampling, dtype=store, progress=step.frames):
             outcomes.append(outcome)
             step.finished(outcome)
@@ -418,13 +424,26 @@ def _check_writable(out: Path) -> None:
         raise ValueError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
 
 
-def _distinct(roots: list[tuple[Path | None, list[Path]]]) -> list[tuple[Path | None, list[str | Path]]]:
+def _videos(path: str, missing: list[VideoError]) -> list[str | Path]:
+    from everyframe.pipeline import is_address
+    from everyframe.video import find_videos
+
+    return [path] if is_address(path) else [*find_videos([path], failures=missing)]
+
+
+def _not_found(error: VideoError) -> Outcome:
+    from everyframe.pipeline import Outcome
+
+    return Outcome(source=str(error).partition(": ")[0], output=None, status="failed", error=str(error))
+
+
+def _distinct(roots: list[tuple[Path | None, list[str | Path]]]) -> list[tuple[Path | None, list[str | Path]]]:
     """Every video once, under the first argument that named it."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     result: list[tuple[Path | None, list[str | Path]]] = []
     for root, videos in roots:
-        fresh: list[str | Path] = [video for video in videos if Path(video).absolute() not in seen]
-        seen.update(Path(video).absolute() for video in videos)
+        fresh = [video for video in videos if os.path.abspath(video) not in seen]
+        seen.update(os.path.abspath(video) for video in fresh)
         result.append((root, fresh))
     return result
 
@@ -513,15 +532,14 @@ class _Step:
         self._here = (0, 0.0)
         if self._progress is not None:
             self._progress.advance(self._task)
-            if outcome.status in ("failed", "partial"):
-                self._progress.console.print(
-                    f"{outcome.status}: {outcome.error}",
-                    style="red",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+        if outcome.status in ("failed", "partial"):
+            self.failed(outcome)
         self._show(outcome.source)
+
+    def failed(self, outcome: Outcome) -> None:
+        if self._progress is not None:
+            text = f"{outcome.status}: {outcome.error}"
+            self._progress.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, source: str) -> None:
         if self._progress is None:
@@ -562,15 +580,16 @@ def _report(outcomes: list[Outcome], wall: float, *, as_json: bool, quiet: bool)
     }
     speed = {"frames_per_second": frames / wall, "times_realtime": seconds / wall}
     if as_json:
-        files = [{**vars(outcome), "output": str(outcome.output)} for outcome in outcomes]
+        files = [{**vars(outcome), "output": outcome.output and str(outcome.output)} for outcome in outcomes]
         print(json.dumps({**counts, "frames": frames, "wall_seconds": wall, **speed, "files": files}, indent=2))
     elif not quiet:
         text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        _stdout().print(
-            f"{text}: {frames} features of {seconds:.1f} s of video in {wall:.1f} s "
-            f"({speed['frames_per_second']:.1f} frames/s, {speed['times_realtime']:.1f}x realtime)",
-            soft_wrap=True,
-        )
+        if frames:
+            text += (
+                f": {frames} features of {seconds:.1f} s of video in {wall:.1f} s "
+                f"({speed['frames_per_second']:.1f} frames/s, {speed['times_realtime']:.1f}x realtime)"
+            )
+        _stdout().print(text, soft_wrap=True)
     if as_json or quiet:
         for outcome in outcomes:
             if outcome.status in ("failed", "partial"):

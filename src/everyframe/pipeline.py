@@ -62,7 +62,7 @@ class Outcome:
     """What became of one video in a batch. `error` says why it failed, or what a partial one lost."""
 
     source: str
-    output: Path
+    output: Path | None
     status: Status
     num_frames: int = 0
     seconds: float = 0.0
@@ -173,7 +173,7 @@ def output_paths(
     entries: list[tuple[str | Path, Path]] = []
     for root, videos in roots:
         for video in videos:
-            path = Path(str(video).rstrip("/").rpartition("/")[2]) if _is_address(video) else Path(video)
+            path = Path(str(video).rstrip("/").rpartition("/")[2]) if is_address(video) else Path(video)
             inside = root is not None and path.is_relative_to(root) and path != root
             entries.append((video, path.relative_to(root) if inside and root else Path(path.name)))
     plain = [relative.with_suffix(suffix) for _, relative in entries]
@@ -371,7 +371,7 @@ def _identity(source: Source) -> dict[str, Any]:
     """Size and a hash of both ends of a file: enough to notice that it was replaced, cheap on any disk."""
     if isinstance(source, bytes):
         return {"size_bytes": len(source), "fingerprint": hashlib.sha256(source).hexdigest()[:32]}
-    if not isinstance(source, (str, Path)) or _is_address(source):
+    if not isinstance(source, (str, Path)) or is_address(source):
         return {}
     path = Path(source)
     if path.is_dir():
@@ -390,11 +390,12 @@ def _identity(source: Source) -> dict[str, Any]:
 
 def _name(source: Source) -> str:
     if isinstance(source, (str, Path)):
-        return str(source) if _is_address(source) else os.path.abspath(source)
+        return str(source) if is_address(source) else os.path.abspath(source)
     return "<bytes>"
 
 
-def _is_address(source: object) -> bool:
+def is_address(source: object) -> bool:
+    """Is it a URL for FFmpeg, not a path?"""
     return isinstance(source, str) and "://" in source
 
 

@@ -52,7 +52,7 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
-def find_videos(paths: Iterable[str | Path]) -> list[Path]:
+def find_videos(paths: Iterable[str | Path], *, failures: list[VideoError] | None = None) -> list[Path]:
     """Videos named by files, folders, glob patterns or `.txt` lists, in a stable order without duplicates.
 
     - a file is taken as it is, whatever its extension (a `.txt` file is a list: one path per line, `#` starts
@@ -63,15 +63,15 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     - a pattern (`clips/**/*.mp4`) takes what it matches.
 
     Raises VideoError for a path that does not exist or a URL (pass those straight to the functions that open
-    videos) and NoVideosError for a folder, pattern or list without videos.
+    videos) and NoVideosError for a folder, pattern or list without videos. With a list as `failures` these are
+    collected there instead, and the other paths, or lines of a list, still count.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
     found: dict[str, Path] = {}
-    for path in paths:
-        for video in _expand(path, from_list=None):
-            found.setdefault(os.path.realpath(video), video)
-    if not found:
+    for video in _expand_all(paths, None, failures):
+        found.setdefault(os.path.realpath(video), video)
+    if not found and not failures:
         raise NoVideosError("no video given: name files, folders, a pattern or a .txt list")
     return list(found.values())
 
@@ -93,7 +93,19 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(largest, key=natural_key)
 
 
-def _expand(path: str | Path, *, from_list: Path | None) -> list[Path]:
+def _expand_all(paths: Iterable[str | Path], from_list: Path | None, failures: list[VideoError] | None) -> list[Path]:
+    videos: list[Path] = []
+    for path in paths:
+        try:
+            videos += _expand(path, from_list, failures)
+        except VideoError as error:
+            if failures is None:
+                raise
+            failures.append(error)
+    return videos
+
+
+def _expand(path: str | Path, from_list: Path | None, failures: list[VideoError] | None) -> list[Path]:
     text = os.fspath(path)
     if "://" in text:
         raise VideoError(f"{text}: is a URL, not a file to look for; download it or open it directly")
@@ -103,7 +115,8 @@ def _expand(path: str | Path, *, from_list: Path | None) -> list[Path]:
     if where.is_dir():
         return _videos_in(where)
     if where.is_file():
-        return _read_list(where) if where.suffix.lower() == ".txt" and from_list is None else [where]
+        is_list = where.suffix.lower() == ".txt" and from_list is None
+        return _read_list(where, failures) if is_list else [where]
     if glob.has_magic(str(where)):
         return _match(str(where))
     origin = f" (named in {from_list})" if from_list is not None else ""
@@ -140,12 +153,9 @@ def _match(pattern: str) -> list[Path]:
     return videos
 
 
-def _read_list(path: Path) -> list[Path]:
-    videos: list[Path] = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        entry = line.strip()
-        if entry and not entry.startswith("#"):
-            videos += _expand(entry, from_list=path)
-    if not videos:
+def _read_list(path: Path, failures: list[VideoError] | None) -> list[Path]:
+    entries = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    entries = [entry for entry in entries if entry and not entry.startswith("#")]
+    if not entries:
         raise NoVideosError(f"{path}: the list names no video")
-    return videos
+    return _expand_all(entries, path, failures)

@@ -1,0 +1,169 @@
+"""Write the measured figures of benchmarks/results/*.json into README.md and docs/, between their markers.
+
+    python scripts/render_results.py           # rewrite
+    python scripts/render_results.py --check   # exit 1 if a file does not show what the JSON says
+
+A place looks like <!-- result:NAME --> ... <!-- /result -->.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PLACE = re.compile(r"(<!-- result:(?P<name>\w+) -->)(?P<body>.*?)(<!-- /result -->)", re.S)
+VARIANTS = {
+    "a": "PyAV + transformers, float32 (today's loop)",
+    "b": "PyAV + transformers, bfloat16",
+    "c": "everyframe dense, bfloat16",
+    "d": "everyframe ResidualViT N=2, bfloat16",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def ratios(runs: dict[str, Any], variant: str) -> list[float]:
+    """Speed of d over `variant`, round by round."""
+    return [
+        d["frames_per_second"] / other["frames_per_second"] for d, other in zip(runs["d"], runs[variant], strict=True)
+    ]
+
+
+def encode_claim() -> str:
+    runs = read("encode")["results"]["ViT-B/16"]["runs"]
+    over_loop, over_bf16 = (statistics.median(ratios(runs, variant)) for variant in "ab")
+    return (
+        f"and measured end to end on a CPU {over_loop:.1f} times the speed of the usual PyAV + transformers loop "
+        f"({over_bf16:.1f} times that loop in bfloat16)"
+    )
+
+
+def encode_tables() -> str:
+    lines: list[str] = []
+    record = read("encode")
+    for name, result in record["results"].items():
+        runs = result["runs"]
+        lines += [
+            f"**{name}**, random weights, {runs['a'][0]['frames']} features of {record['video']} at 3 per second, "
+            f"{len(runs['a'])} rounds on {record['machine']['cores']} cores:",
+            "",
+            "| | frames/s (min to max) | decode | preprocess | model, ms per frame | peak MB | d is faster by |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for variant, title in VARIANTS.items():
+            own = runs[variant]
+            speeds = [run["frames_per_second"] for run in own]
+            parts = [
+                statistics.median(run["ms_per_frame"][part] for run in own)
+                for part in ("decode", "preprocess", "model")
+            ]
+            faster = "" if variant == "d" else f"{statistics.median(ratios(runs, variant)):.2f}x"
+            cells = [
+                f"{variant}. {title}",
+                f"{statistics.median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})",
+                *(f"{part:.1f}" for part in parts),
+                f"{statistics.median(run['peak_mb'] for run in own):.0f}",
+                faster,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", f"Mean cosine of c's features to b's: {result['cosine_of_c_to_b']:.4f}.", ""]
+    return "\n".join(lines).strip()
+
+
+def demo_table() -> str:
+    record = read("demo")
+    lines = [
+        "| encoder | time | x realtime | GFLOPs/frame | speed-up | fidelity mean / 5th percentile | R@1 IoU 0.5 / 0.7 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in record["rows"]:
+        lines.append(
+            f"| {row['encoder']} | {row['seconds']:.1f} s | {row['times_realtime']:.0f} | "
+            f"{row['gflops_per_frame']:.3f} | {row['speed_up']:.2f} | "
+            f"{row['fidelity_mean']:.3f} / {row['fidelity_p5']:.3f} | "
+            f"{100 * row['recall_50']:.1f} / {100 * row['recall_70']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def bundled_table() -> str:
+    record = read("bundled")
+    top = record["frame_to_caption_among_100"]
+    lines = [
+        f"Frame to caption among 100: {100 * top['mean']:.1f} % (standard deviation over draws "
+        f"{100 * top['std']:.1f}). Grounding:",
+        "",
+        "| encoder | videos | queries | R@1 IoU 0.5 | R@1 IoU 0.7 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for encoder, groups in record["grounding"].items():
+        for group, row in groups.items():
+            lines.append(
+                f"| {encoder} | {group} | {row['queries']} | {100 * row['iou_0.5']:.1f} | {100 * row['iou_0.7']:.1f} |"
+            )
+    lines += ["", "| style | share of moving patches |", "| --- | --- |"]
+    lines += [f"| {style} | {min(v):.2f} to {max(v):.2f} |" for style, v in record["moving_share"].items()]
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    lines = [
+        "| what runs | container | short | long | peak MiB short / long | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, title in (("memory", "sample_frames"), ("memory_encode", "encode_video")):
+        for row in read(name)["results"]:
+            short, long = row["short"], row["long"]
+            lines.append(
+                f"| {title} | {row['container']} | {short['minutes']:g} min | {long['minutes']:g} min | "
+                f"{short['peak_rss_mib']:.1f} / {long['peak_rss_mib']:.1f} | {row['ratio']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+RENDERERS = {
+    "claim": encode_claim,
+    "encode": encode_tables,
+    "demo": demo_table,
+    "bundled": bundled_table,
+    "memory": memory_table,
+}
+
+
+def render(text: str) -> str:
+    def fill(match: re.Match[str]) -> str:
+        body = RENDERERS[match["name"]]()
+        inline = "\n" not in match["body"] and "\n" not in body
+        return f"{match[1]}{body}{match[4]}" if inline else f"{match[1]}\n\n{body}\n\n{match[4]}"
+
+    return PLACE.sub(fill, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = []
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = file.read_text(encoding="utf-8")
+        rendered = render(text)
+        if rendered != text:
+            stale.append(file)
+            if not options.check:
+                file.write_text(rendered, encoding="utf-8")
+    if options.check and stale:
+        names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
+        sys.exit(f"{names}: not what benchmarks/results says; run python scripts/render_results.py")
+
+
+if __name__ == "__main__":
+    main()
