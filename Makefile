@@ -16,6 +16,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/render_results.py --check
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -23,7 +24,11 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/encode.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
+	$(BIN)/python benchmarks/memory.py --encode --out benchmarks/results/memory_encode.json
+	$(BIN)/python benchmarks/bundled.py
+	$(BIN)/everyframe demo --out demo --json > benchmarks/results/demo.json
+	$(BIN)/python scripts/render_results.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -82,7 +82,7 @@ def encode_tables() -> str:
 def demo_table() -> str:
     record = read("demo")
     lines = [
-        "| encoder | time | x realtime | GFLOPs/frame | speed-up | fidelity mean / 5th percentile | R@1 IoU 0.5 / 0.7 |",
+        "| encoder | time | x realtime | GFLOPs/frame | speed-up | fidelity mean / 5th pct | R@1 IoU 0.5 / 0.7 |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in record["rows"]:

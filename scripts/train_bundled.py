@@ -374,7 +374,7 @@ class Trainer:
         half = build_model(self.recipe, self.tokenizer).half()
         half.load_state_dict(self.model.state_dict())
         half.save_pretrained(out)
-        self.tokenizer.save_pretrained(out)
+        build_tokenizer(out)  # anew: the one in use carries its last padding and truncation along
         preprocess = {
             "image_processor_type": "CLIPImageProcessor",
             "do_convert_rgb": True,

@@ -156,6 +156,67 @@ def test_encode_videos_goes_on_after_bad_files(model: ef.Model, clips: Path, tmp
     assert [path.name for path in tmp_path.glob("*.npz")] == ["good.mp4.npz"]
 
 
+def test_encode_videos_goes_on_after_an_error_nobody_foresaw(
+    model: ef.Model, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, calls = model.preprocess, []
+
+    def broken_once(frames: np.ndarray) -> torch.Tensor:
+        calls.append(len(frames))
+        if len(calls) == 1:
+            raise PermissionError("not today")
+        return prepare(frames)
+
+    monkeypatch.setattr(model, "preprocess", broken_once)
+    sources = [(clips / f"clip{index}.mp4", tmp_path / f"{index}.npz") for index in range(3)]
+    outcomes = list(encode_videos(sources, ef.DenseEncoder(model), sampling=Sampling()))
+    assert [outcome.status for outcome in outcomes] == ["failed", "done", "done"]
+    assert "clip0.mp4" in str(outcomes[0].error) and "not today" in str(outcomes[0].error)
+    assert ef.VideoFeatures.load(tmp_path / "2.npz").video["path"].endswith("clip2.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".h5", ".parquet"])
+def test_encode_videos_leaves_files_of_others_alone(model: ef.Model, clips: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"x{suffix}"
+    if suffix == ".npz":
+        np.savez(out, mine=np.arange(3))
+    elif suffix == ".npy":
+        np.save(out, np.arange(3))
+    elif suffix == ".h5":
+        with pytest.importorskip("h5py").File(out, "w") as file:
+            file["mine"] = np.arange(3)
+    else:
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pa.table({"mine": [1, 2]}), out)
+    before = out.read_bytes()
+    outcome = next(encode_videos([(clips / "clip2.mp4", out)], ef.DenseEncoder(model), sampling=Sampling()))
+    assert outcome.status == "failed" and "not overwritten" in str(outcome.error)
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
+
+
+def test_encode_videos_keeps_what_was_partial_when_that_is_wanted(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (100, 96, 128, 3), dtype=np.uint8)
+    write_video(tmp_path / "whole.mkv", noise, fps=10)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes((tmp_path / "whole.mkv").read_bytes()[: (tmp_path / "whole.mkv").stat().st_size // 2])
+
+    def status(keep_partial: bool) -> str:
+        sampling = Sampling(keep_partial=keep_partial)
+        return next(encode_videos([(cut, tmp_path / "cut.npz")], ef.DenseEncoder(model), sampling=sampling)).status
+
+    assert [status(False), status(True), status(True), status(False)] == ["failed", "partial", "skipped", "failed"]
+    assert ef.VideoFeatures.load(tmp_path / "cut.npz").settings["damage"]
+
+
+def test_output_paths_leave_each_video_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = [Path("x.mp4"), Path("x.mov"), Path("x.mp4.mkv")]
+    names = [path.name for _, path in output_paths([(None, videos)], Path("out"), ".npz")]
+    assert names == ["x.mp4.npz", "x.mov.npz", "x.mp4.mkv.npz"]
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path / "pictures")
+    assert output_paths([(Path("."), [Path(".")])], Path("out"), ".npz") == [(Path("."), Path("out/pictures.npz"))]
+
+
 def test_output_paths_are_distinct() -> None:
     roots = [
         (Path("a"), [Path("a/x.mp4"), Path("a/x.mkv"), Path("a/deep/y.mp4")]),
@@ -230,6 +291,9 @@ def test_cli_encode_search_ground_info_agree_with_the_library(model: ef.Model, c
         (["search", "CLIPS", "   "], "the query is empty"),
         (["ground", "CLIPS/clip0.mp4", "", "--model", "bundled"], "the query is empty"),
         (["info", "gone.mp4"], "gone.mp4"),
+        (["encode", "EMPTY/../list.txt", "--model", "bundled"], "list.txt: is not a list of paths in UTF-8"),
+        (["encode", "CLIPS", "--model", "bundled", "--device", "xpu"], "device 'xpu'"),
+        (["ground", "x.npz", "a cat", "--fps", "5"], "x.npz is encoded already"),
     ],
 )
 def test_cli_says_what_is_wrong_in_one_line(
@@ -241,6 +305,7 @@ def test_cli_says_what_is_wrong_in_one_line(
     message: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x80")
     filled = [text.replace("CLIPS", str(clips)).replace("EMPTY", str(tmp_path / "empty")) for text in arguments]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["everyframe", *filled])
@@ -296,6 +361,7 @@ def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> 
         assert ef.VideoFeatures.load(file).num_frames == 240
     if how is signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in errors
+        assert "finished files are kept" in errors
         assert sorted(out.iterdir()) == finished
     report = json.loads(everyframe(*encode_command(videos, out, "--fps", "10", "--json")).stdout)
     assert report["skipped"] == len(finished) and report["done"] == 6 - len(finished)
@@ -329,3 +395,10 @@ def test_encode_video_frees_its_thread_when_the_encoder_fails(model: ef.Model, c
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_a_model_folder_is_recorded_by_its_absolute_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features outlive the current directory, and "model" and "./model" are one model."""
+    folder = Path(ef.__file__).parent / "assets" / "bundled"
+    monkeypatch.chdir(folder.parent)
+    assert {ef.load(name, device="cpu").name for name in ("./bundled", folder)} == {str(folder)}

@@ -67,7 +67,7 @@ PartialOption = Annotated[
     bool, typer.Option("--keep-partial", help="Of damaged files keep the frames that can be read.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and errors.")]
 
 
 def main() -> None:
@@ -75,7 +75,9 @@ def main() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # 130 is what Typer makes of Ctrl-C
+            raise
         _stderr().print("everyframe: interrupted; finished files are kept", style="red", markup=False)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
@@ -195,12 +197,18 @@ def ground(
     as_json: JsonOption = False,
 ) -> None:
     """Find when a sentence happens in one video."""
+    from everyframe.extras import require
     from everyframe.features import SUFFIXES, VideoFeatures
     from everyframe.pipeline import encode_video
     from everyframe.tasks.grounding import ground as ground_features
 
     _check_query(query)
+    if plot is not None:
+        require("matplotlib", extra="plot")  # before the work, not after it
     if Path(source).suffix.lower() in SUFFIXES:
+        encoding = _given(encoder=encoder, fps=fps, interleave=interleave, drop=drop, select=select, residual=residual)
+        if encoding or dtype is not None or keep_partial:
+            raise ValueError(f"{source} is encoded already: options of encoding have no meaning with a feature file")
         feats = VideoFeatures.load(source)
         text_model = _model_of(feats, model, device)
     else:
@@ -211,11 +219,11 @@ def ground(
     options: dict[str, Any] = _given(smooth=smooth, threshold=threshold, method=method)
     moments = ground_features(feats, vector, top=top, **options)
     rows = [{"start": round(m.start, 3), "end": round(m.end, 3), "score": round(m.score, 4)} for m in moments]
+    _print_moments(rows, f'"{query}" in {Path(str(feats.video.get("path"))).name}', as_json)
     if plot is not None:
         from everyframe.report import plot_grounding
 
         plot_grounding(feats, vector, moments, plot, title=query, **_given(smooth=smooth))
-    _print_moments(rows, f'"{query}" in {Path(str(feats.video.get("path"))).name}', as_json)
 
 
 @app.command()

@@ -39,6 +39,10 @@ class FeaturesError(ValueError):
     """Features that are inconsistent, unreadable, unwritable, or do not belong together."""
 
 
+class ForeignFileError(FeaturesError):
+    """A sound file that everyframe did not write, or that a later everyframe did: not to be overwritten."""
+
+
 def as_array(values: Any) -> NDArray[Any]:
     """A NumPy array from an array, a sequence or a torch tensor (any device; bfloat16 becomes float32)."""
     if hasattr(values, "detach"):  # a tensor, recognised without importing torch
@@ -253,9 +257,9 @@ class VideoFeatures:
                 "delete it and encode the video again"
             ) from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise FeaturesError(f"{path} is not an everyframe features file; use one that `save` wrote")
+            raise _foreign(path)
         if header.get("version") != FORMAT_VERSION:
-            raise FeaturesError(
+            raise ForeignFileError(
                 f"{path} has format version {header.get('version')}, this everyframe reads {FORMAT_VERSION}; "
                 "upgrade everyframe or encode the video again"
             )
@@ -367,11 +371,15 @@ def _format_of(path: Path) -> tuple[_Encode, _Decode]:
     raise FeaturesError(f"{path} has no known format; name it with one of {', '.join(SUFFIXES)}")
 
 
-def _read(path: Path, missing: str = "check the path, or encode the video first") -> bytes:
+def _foreign(path: Path) -> ForeignFileError:
+    return ForeignFileError(f"{path} is not an everyframe features file")
+
+
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise FeaturesError(f"{path} does not exist; {missing}") from error
+        raise FeaturesError(f"{path} does not exist; check the path, or encode the video first") from error
     except OSError as error:
         raise FeaturesError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -412,6 +420,8 @@ def _encode_npz(path: Path, content: _Content) -> list[_File]:
 
 def _decode_npz(path: Path) -> _Content:
     with np.load(io.BytesIO(_read(path)), allow_pickle=False) as arrays:
+        if "metadata" not in arrays:
+            raise _foreign(path)
         return _Content(json.loads(str(arrays["metadata"])), arrays["times"], arrays["embeddings"])
 
 
@@ -430,7 +440,9 @@ def _encode_npy(path: Path, content: _Content) -> list[_File]:
 def _decode_npy(path: Path) -> _Content:
     embeddings = np.load(io.BytesIO(_read(path)), allow_pickle=False)
     side = _sidecar(path)
-    header = json.loads(_read(side, f"it holds the times of {path.name}: copy it along, or encode again"))
+    if not side.exists():  # `save` writes it first: the array came from elsewhere, or was moved without it
+        raise ForeignFileError(f"{side} does not exist; it holds the times of {path.name}: copy it along")
+    header = json.loads(_read(side))
     return _Content(header, np.asarray(header.pop("times"), dtype=np.float64), embeddings)
 
 
@@ -448,6 +460,8 @@ def _encode_h5(path: Path, content: _Content) -> list[_File]:
 def _decode_h5(path: Path) -> _Content:
     h5py = require("h5py", extra="h5")
     with h5py.File(io.BytesIO(_read(path)), "r") as file:
+        if "metadata" not in file:
+            raise _foreign(path)
         header = json.loads(file["metadata"][()])
         return _Content(header, file["times"][()], file["embeddings"][()])
 
@@ -470,6 +484,8 @@ def _encode_parquet(path: Path, content: _Content) -> list[_File]:
 def _decode_parquet(path: Path) -> _Content:
     pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
     table = parquet.read_table(pa.BufferReader(_read(path)))
+    if b"everyframe" not in (table.schema.metadata or {}):
+        raise _foreign(path)
     header = json.loads(table.schema.metadata[b"everyframe"])
     if "".join(table["role"].to_pylist()) != header["roles"]:
         raise FeaturesError(f"{path} is inconsistent: its role column differs from its header; encode again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from everyframe.encoders import Encoder
-from everyframe.features import FeaturesError, VideoFeatures
+from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
 from everyframe.video import SampledVideo, Source, VideoError, decode_ahead, sample_frames
 
 Status = Literal["done", "partial", "skipped", "failed"]
@@ -103,7 +104,8 @@ def encode_video(
     """Sample a video at `fps` by presentation time and encode it, streaming.
 
     source: a file, a folder of images, an address FFmpeg reads, bytes, or a binary file object.
-    start, end: seconds; only frames in [start, end). dtype: "float32" or "float16" of the stored embeddings.
+    start, end: seconds; the times to sample lie in [start, end), the frame nearest to one may lie just outside.
+    dtype: "float32" or "float16" of the stored embeddings.
     keep_partial: of a damaged file keep the frames that can be read; the gaps are in settings["damage"].
     Raises VideoError when the video cannot be read or has no frames there, ValueError for bad arguments.
     """
@@ -127,12 +129,14 @@ def encode_videos(
     """Encode many videos to feature files; one `Outcome` per video, in order. A bad video never stops the rest.
 
     sources: (video, output file) pairs. An output that already holds the same video with the same model and
-    settings is skipped; one that is damaged or was made with others is made anew. Outputs appear whole or not
-    at all. Raises ValueError for bad arguments before any work.
+    settings is skipped; one that is damaged or was made with others is made anew; one that everyframe did not
+    write is left alone, and the video fails. Outputs appear whole or not at all. Raises ValueError for bad
+    arguments before any work.
     """
     _check_dtype(dtype)
     wanted = {**encoder.settings, **sampling.settings, "stored_dtype": dtype}
-    plan = [(str(source), output, _existing(source, output, encoder, wanted)) for source, output in sources]
+    keep = sampling.keep_partial
+    plan = [(str(source), output, _existing(source, output, encoder, wanted, keep)) for source, output in sources]
     pending = [source for source, _, state in plan if state is None]
     ahead = decode_ahead(_chunks_of_all(pending, encoder, sampling), _CHUNKS_AHEAD)
     try:
@@ -175,15 +179,16 @@ def output_paths(
         for video in videos:
             path = Path(str(video).rstrip("/").rpartition("/")[2]) if is_address(video) else Path(video)
             inside = root is not None and path.is_relative_to(root) and path != root
-            entries.append((video, path.relative_to(root) if inside and root else Path(path.name)))
+            name = Path(os.path.basename(os.path.abspath(path)))  # the folder "." has no name as it stands
+            entries.append((video, path.relative_to(root) if inside and root else name))
     plain = [relative.with_suffix(suffix) for _, relative in entries]
     full = [relative.with_name(relative.name + suffix) for _, relative in entries]
+    short_count, long_count = Counter(plain), Counter(full)
     paths: list[tuple[str | Path, Path]] = []
     for (video, relative), short, long in zip(entries, plain, full, strict=True):
-        chosen = short
-        if plain.count(short) > 1:
-            chosen = long
-        if full.count(long) > 1:
+        # "x.mp4.mkv" leaves "x.mp4.npz" to "x.mp4".
+        chosen = long if short_count[short] > 1 or long_count[short] else short
+        if long_count[long] > 1:
             digest = hashlib.sha256(str(Path(video).absolute().parent).encode()).hexdigest()[:8]
             chosen = relative.with_name(f"{relative.name}-{digest}{suffix}")
         paths.append((video, out / chosen))
@@ -195,7 +200,11 @@ def output_paths(
 
 def _chunks_of_all(sources: Iterable[str], encoder: Encoder, sampling: Sampling) -> Iterator[_Chunk | _Finished]:
     for source in sources:
-        yield from _chunks(source, encoder, sampling)
+        try:
+            yield from _chunks(source, encoder, sampling)
+        except Exception as error:  # unforeseen; ending here would leave the videos after it without an answer
+            reason = f"{source}: cannot be read ({type(error).__name__}: {error})"
+            yield _Finished(error=VideoError(reason))
 
 
 def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_Chunk | _Finished]:
@@ -345,14 +354,19 @@ def _model_facts(encoder: Encoder) -> dict[str, Any]:
 # --- resuming --------------------------------------------------------------------------------------------
 
 
-def _existing(source: str | Path, output: Path, encoder: Encoder, wanted: dict[str, Any]) -> Outcome | None:
-    """The outcome where nothing has to be done for a video, else None."""
+def _existing(
+    source: str | Path, output: Path, encoder: Encoder, wanted: dict[str, Any], keep_partial: bool
+) -> Outcome | None:
+    """The outcome where nothing has to be done for a video, or nothing may be done, else None."""
     if not output.exists():
         return None
     try:
         feats = VideoFeatures.load(output)
+    except ForeignFileError as error:  # somebody's own work under that name
+        message = f"{error}; it is not overwritten: move it away, or choose another --out for {source}"
+        return Outcome(source=str(source), output=output, status="failed", error=message)
     except FeaturesError:
-        return None  # cut short or foreign: it is made anew
+        return None  # cut short: it is made anew
     identity = _identity(source)
     same_video = bool(identity) and all(feats.video.get(key) == value for key, value in identity.items())
     other = feats.video.get("path")
@@ -362,7 +376,8 @@ def _existing(source: str | Path, output: Path, encoder: Encoder, wanted: dict[s
     facts = _model_facts(encoder)
     same_model = all(feats.model.get(key) == facts[key] for key in ("weights_sha256", "dtype", "preprocess"))
     same_settings = all(feats.settings.get(key) == value for key, value in wanted.items())
-    if same_video and same_model and same_settings and not feats.settings.get("damage"):
+    complete = keep_partial or not feats.settings.get("damage")
+    if same_video and same_model and same_settings and complete:
         return Outcome(source=str(source), output=output, status="skipped", num_frames=feats.num_frames)
     return None
 

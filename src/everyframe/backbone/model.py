@@ -1,6 +1,7 @@
 """`load`: a checkpoint in Hugging Face format as one `Model`, whatever its family."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,12 +25,12 @@ class Model(nn.Module):
     """An image tower, its text tower if it has one, and the preprocessing that belongs to them. Made by
     `load`.
 
-    Attributes: `name` as given to `load`; `family` "clip", "siglip", "siglip2" or "dinov2"; `dim`, width of
-    the joint space; `image_size` S; `vision` and `text` (None without a text tower); `logit_scale` (already
-    exponentiated) and `logit_bias`, which turn a cosine similarity into the logit of training;
-    `weights_sha256`, the hash of the weights files, the same for the same bytes; `folder`, where they lie;
-    `preprocess_settings`, a dict that survives JSON. Parameters are frozen; gradients still flow through to
-    whatever a caller adds.
+    Attributes: `name` as given to `load` (of a folder its absolute path); `family` "clip", "siglip",
+    "siglip2" or "dinov2"; `dim`, width of the joint space; `image_size` S; `vision` and `text` (None
+    without a text tower); `logit_scale` (already exponentiated) and `logit_bias`, which turn a cosine
+    similarity into the logit of training; `weights_sha256`, the hash of the weights files, the same for
+    the same bytes; `folder`, where they lie; `preprocess_settings`, a dict that survives JSON. Parameters
+    are frozen; gradients still flow through to whatever a caller adds.
     """
 
     def __init__(
@@ -133,7 +134,8 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: s
     files = hub.weights_files(folder)
     vision, text, scalars = _build(towers, weights.read(files), torch_dtype, str(folder))
     model = Model(
-        name=str(name),
+        # A folder's name goes into features, which outlive the current directory.
+        name=os.path.abspath(folder) if name != hub.BUNDLED and Path(name).expanduser().is_dir() else str(name),
         family=towers.family,
         vision=vision,
         text=text,
@@ -144,7 +146,11 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: s
         weights_sha256=hub.sha256(files),
         folder=folder,
     )
-    return model.to(torch_device)
+    try:
+        return model.to(torch_device)
+    except (RuntimeError, AssertionError) as error:  # torch knows the device, this machine or this build does not
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the model cannot be put on device {str(torch_device)!r} ({reason}); use 'cpu'") from error
 
 
 def _build(

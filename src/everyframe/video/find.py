@@ -154,7 +154,11 @@ def _match(pattern: str) -> list[Path]:
 
 
 def _read_list(path: Path, failures: list[VideoError] | None) -> list[Path]:
-    entries = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise VideoError(f"{path}: is not a list of paths in UTF-8 ({error.reason})") from error
+    entries = [line.strip() for line in text.splitlines()]
     entries = [entry for entry in entries if entry and not entry.startswith("#")]
     if not entries:
         raise NoVideosError(f"{path}: the list names no video")
