@@ -29,6 +29,7 @@ LEVELS = {
     "pipeline": 3,
     "report": 3,
     "training": 3,
+    "console": 4,
     "demo": 4,
     "scale": 4,
     "serve": 4,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from everyframe import features as module
-from everyframe.features import SUFFIXES, FeaturesError, VideoFeatures, check_same_provenance
+from everyframe.features import SUFFIXES, FeaturesError, VideoFeatures, check_same_space, space_of
 
 
 def make(num_frames=20, dim=8, dtype=np.float32, seed=0, **changes):
@@ -208,7 +208,7 @@ def test_resample_to_the_same_rate_is_identity_and_keeps_unit_rows():
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"model": {"id": "other", "weights_sha256": "ab", "preprocess": {"size": 32}}}, "model id"),
+        ({"model": {"id": "other", "preprocess": {"size": 32}}}, "model id"),
         (
             {"model": {"id": "tiny", "weights_sha256": "cd", "preprocess": {"size": 32}}},
             "model weights_sha256",
@@ -217,11 +217,13 @@ def test_resample_to_the_same_rate_is_identity_and_keeps_unit_rows():
         ({"dim": 4}, r"dim is 8 .* but 4"),
     ],
 )
-def test_check_same_provenance_names_the_field(changes, field):
-    check_same_provenance([])
-    check_same_provenance([make(), make(seed=1, dtype=np.float16, settings={"encoder": "dense"})])
+def test_check_same_space_names_the_field(changes, field):
+    space = space_of(make())
+    check_same_space(space, make(seed=1, dtype=np.float16, settings={"encoder": "dense"}))
+    # The same weights under another name are the same space.
+    check_same_space(space, make(model={**make().model, "id": "a/folder"}))
     with pytest.raises(FeaturesError, match=field):
-        check_same_provenance([make(), make(), make(**changes)])
+        check_same_space(space, make(**changes))
 
 
 # Files that must not load

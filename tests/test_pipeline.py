@@ -18,7 +18,7 @@ import torch
 
 import everyframe as ef
 from everyframe import cli
-from everyframe.pipeline import Sampling, encode_videos, output_paths
+from everyframe.pipeline import Sampling, encode_videos, forecast, output_paths
 from everyframe.video import VideoError, write_video
 
 
@@ -402,3 +402,52 @@ def test_a_model_folder_is_recorded_by_its_absolute_path(monkeypatch: pytest.Mon
     folder = Path(ef.__file__).parent / "assets" / "bundled"
     monkeypatch.chdir(folder.parent)
     assert {ef.load(name, device="cpu").name for name in ("./bundled", folder)} == {str(folder)}
+
+
+def test_cli_encode_remembers_what_cannot_be_read(clips: Path, tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    bad = videos / "bad.mp4"
+    bad.write_bytes(b"\0" * 1000)
+
+    def errors(*more: str) -> list[str]:
+        run = everyframe(*encode_command(videos, out, "--json", *more))
+        assert run.returncode == 1
+        return [file["error"] for file in json.loads(run.stdout)["files"]]
+
+    assert "--retry-failed" not in errors()[0]
+    assert "--retry-failed tries again" in errors()[0]
+    assert "--retry-failed" not in errors("--retry-failed")[0]
+    assert "--retry-failed" not in errors("--fps", "2")[0]  # other settings may succeed
+    bad.write_bytes((clips / "clip2.mp4").read_bytes())  # another file now
+    assert everyframe(*encode_command(videos, out)).returncode == 0
+    lines = [json.loads(line) for line in (out / "everyframe.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["failed"] * 3 + ["done"]
+
+
+def test_journal_survives_a_line_cut_short(tmp_path: Path) -> None:
+    from everyframe.pipeline.resume import Journal
+
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"abc")
+    Journal(tmp_path / "j.jsonl").add(video, {"fps": 3}, "failed", "why")
+    with (tmp_path / "j.jsonl").open("a") as file:
+        file.write('{"source": "x", "stat')
+    again = Journal(tmp_path / "j.jsonl")
+    assert again.failed_before(video, {"fps": 3}) == "why"
+    assert again.failed_before(video, {"fps": 2}) is None
+    video.write_bytes(b"abcd")
+    assert again.failed_before(video, {"fps": 3}) is None
+
+
+def test_forecast_adds_up_what_the_headers_say(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    dense = ef.DenseEncoder(model)
+    videos = [*sorted(clips.glob("*.mp4")), tmp_path / "gone.mp4"]
+    expected = forecast(videos, dense, Sampling(fps=2.0))
+    assert expected.seconds == pytest.approx([5.0, 4.0, 3.0, 0.0], abs=0.11)
+    assert expected.num_frames == pytest.approx(24, abs=1)
+    assert expected.macs == expected.num_frames * ef.flops(dense).per_frame
+    part = forecast(videos[:1], dense, Sampling(fps=2.0, start=1.0, end=2.5))
+    assert part.seconds == pytest.approx([1.5])
+    many = forecast(videos[:2] * 200, dense, Sampling())  # only some are opened
+    assert many.total_seconds == pytest.approx(1800, rel=0.03)

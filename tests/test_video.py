@@ -157,6 +157,9 @@ def test_more_fps_than_the_video_has_warns_and_gives_each_frame_once(tmp_path):
     with pytest.warns(UserWarning, match=r"has 10 in 2\.00 s \(5 per second\)"):
         samples = list(sample_frames(tmp_path / "a.mp4", 60))
     assert [number_of(sample.pixels) for sample in samples] == list(range(10))
+    with pytest.warns(UserWarning, match=r"has 3 in 0\.50 s \(6 per second\)"):
+        samples = list(sample_frames(tmp_path / "a.mp4", 60, start=1.0, end=1.5))
+    assert [number_of(sample.pixels) for sample in samples] == [5, 6, 7]
 
 
 def test_durations_last_until_the_next_frame(tmp_path):
@@ -174,11 +177,11 @@ def test_a_range_gives_the_frames_of_a_full_decode(tmp_path, suffix, begin):
     write_video(path, numbered(40), fps=10, codec=codec, options=options, pixel_format=pixel_format)
     everything = {round(sample.time, 6): sample.pixels for sample in sample_frames(path, None)}
     got = list(sample_frames(path, 5, start=begin, end=begin + 0.6))
-    wanted = [min(everything, key=lambda when: (round(abs(when - begin - k / 5), 6), when)) for k in range(3)]
+    inside = [when for when in everything if begin <= when < begin + 0.6]
+    wanted = [min(inside, key=lambda when: (round(abs(when - begin - k / 5), 6), when)) for k in range(3)]
     assert [round(sample.time, 6) for sample in got] == wanted
     for sample in got:
         assert np.array_equal(sample.pixels, everything[round(sample.time, 6)])
-    inside = [when for when in everything if begin <= when < begin + 0.6]
     assert [round(when, 6) for when in times_of(path, None, start=begin, end=begin + 0.6)] == inside
 
 

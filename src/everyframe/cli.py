@@ -8,15 +8,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from everyframe import console
 
+if TYPE_CHECKING:
     from everyframe.backbone import Model
     from everyframe.encoders import Encoder
     from everyframe.features import VideoFeatures
@@ -78,10 +77,15 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:  # 130 is what Typer makes of Ctrl-C
             raise
-        _stderr().print("everyframe: interrupted; finished files are kept", style="red", markup=False)
+        console.say("everyframe: interrupted; finished files are kept", style="red", error=True)
         sys.exit(130)
-    except (ValueError, OSError, ImportError) as error:
-        _stderr().print(f"everyframe: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        # torch's out-of-memory errors are RuntimeErrors; any other one is a bug, and its traceback is wanted.
+        if isinstance(error, RuntimeError):
+            if "out of memory" not in str(error) and "not enough memory" not in str(error):
+                raise
+            error = RuntimeError("the device ran out of memory; use a smaller --batch-size, or --dtype bfloat16")
+        console.say(f"everyframe: {error}", style="red", error=True)
         sys.exit(1)
 
 
@@ -105,11 +109,14 @@ def encode(
     batch_size: BatchOption = None,
     threads: ThreadsOption = None,
     keep_partial: PartialOption = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try files again that could not be read in an earlier run.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Encode videos to feature files; what is already done with the same settings is skipped."""
-    from everyframe.pipeline import Sampling, encode_videos, output_paths
+    from everyframe.pipeline import JOURNAL, Sampling, encode_videos, forecast, output_paths
 
     if format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -121,15 +128,27 @@ def encode(
     sources = output_paths(_distinct(roots), out, f".{format}")
     _check_writable(out)
     reader = _encoder(_model(model, device, dtype, threads), encoder, interleave, drop, select, residual, batch_size)
+    silent = quiet or as_json
+    expected = None if silent else forecast([source for source, _ in sources], reader, sampling)
+    if expected is not None:
+        console.show_forecast(expected)
     started = time.monotonic()
     outcomes = [_not_found(error) for error in missing]
-    with _progress(len(sources), quiet or as_json) as step:
+    with console.BatchProgress(expected, silent=silent) as step:
         for outcome in outcomes:
             step.failed(outcome)
-        for outcome in encode_videos(sources, reader, sampling=sampling, dtype=store, progress=step.frames):
+        for outcome in encode_videos(
+            sources,
+            reader,
+            sampling=sampling,
+            dtype=store,
+            progress=step.frames,
+            journal_file=out / JOURNAL,
+            retry_failed=retry_failed,
+        ):
             outcomes.append(outcome)
             step.finished(outcome)
-    _report(outcomes, time.monotonic() - started, as_json=as_json, quiet=quiet)
+    console.show_outcomes(outcomes, time.monotonic() - started, as_json=as_json, quiet=quiet)
     if any(outcome.status in ("failed", "partial") for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -162,9 +181,9 @@ def search(
 
     hits = search_features(all_videos(), vector, top=top)
     rows = [{"video": hit.video, "start": hit.start, "end": hit.end, "score": round(hit.score, 4)} for hit in hits]
-    _print_moments(rows, f'"{query}"', as_json)
+    console.show_moments(rows, f'"{query}"', as_json)
     for _, error in failures:
-        _stderr().print(f"everyframe: {error}", style="red", markup=False, soft_wrap=True)
+        console.say(f"everyframe: {error}", style="red", error=True)
     if failures:
         raise typer.Exit(1)
 
@@ -219,7 +238,7 @@ def ground(
     options: dict[str, Any] = _given(smooth=smooth, threshold=threshold, method=method)
     moments = ground_features(feats, vector, top=top, **options)
     rows = [{"start": round(m.start, 3), "end": round(m.end, 3), "score": round(m.score, 4)} for m in moments]
-    _print_moments(rows, f'"{query}" in {Path(str(feats.video.get("path"))).name}', as_json)
+    console.show_moments(rows, f'"{query}" in {Path(str(feats.video.get("path"))).name}', as_json)
     if plot is not None:
         from everyframe.report import plot_grounding
 
@@ -256,7 +275,7 @@ def info(
         from everyframe.video import probe
 
         facts = asdict(probe(path, scan=True))
-    _print_facts(facts, as_json)
+    console.show_facts(facts, as_json)
 
 
 @app.command()
@@ -283,7 +302,7 @@ def flops(
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.1f}" for value in row.values()))
-    _stdout().print(table)
+    console.show(table)
 
 
 @app.command()
@@ -300,7 +319,7 @@ def synthesize(
 
     for video in render(out, videos=videos, seconds=seconds, seed=seed, codec=codec):
         if not quiet:
-            _stdout().print(f"{out / video.name}.mp4: {video.style}, {len(video.events)} events", soft_wrap=True)
+            console.say(f"{out / video.name}.mp4: {video.style}, {len(video.events)} events")
 
 
 @app.command()
@@ -318,20 +337,19 @@ def demo(
     from everyframe.demo import run_demo
 
     _set_threads(threads)
-    console = _stderr() if as_json else _stdout()
     result = run_demo(
         out,
         videos=videos,
         seconds=seconds,
         seed=seed,
-        say=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+        say=lambda text: console.say(text, error=as_json),
         **_given(interleave=interleave, drop=drop),
     )
     if as_json:
         print(json.dumps(result.as_dict(), indent=2))
         return
-    console.print(result.table())
-    console.print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
+    console.show(result.table())
+    console.say(f"report: {result.report}")
 
 
 # --- shared by the commands ------------------------------------------------------------------------------
@@ -342,21 +360,9 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     if category is UserWarning:  # ours; the rest is libraries talking to developers
-        _stderr().print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"warning: {message}", style="yellow", error=True)
 
 
 def _set_threads(threads: int | None) -> None:
@@ -478,135 +484,6 @@ def _model_info(name: str) -> dict[str, Any]:
         "vision": asdict(model.vision.config),
         "preprocess": model.preprocess_settings,
     }
-
-
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, value in facts.items():
-        nested = value if isinstance(value, dict) else {"": value}
-        for key, item in nested.items():
-            table.add_row(f"{name} {key}".strip(), str(item))
-    _stdout().print(table)
-
-
-def _print_moments(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        _stdout().print("nothing found")
-        return
-    table = Table(title=Text(title))
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "video" else "right", overflow="fold")
-    for row in rows:
-        cells = [clock(value) if name in ("start", "end") else str(value) for name, value in row.items()]
-        table.add_row(*(Text(cell) for cell in cells))
-    _stdout().print(table)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss.d"""
-    tenths = round(seconds * 10)
-    hours, rest = divmod(tenths, 36000)
-    minutes, rest = divmod(rest, 600)
-    return f"{hours}:{minutes:02d}:{rest // 10:02d}.{rest % 10}"
-
-
-class _Step:
-    """Feeds a Rich progress bar; without one it does nothing."""
-
-    def __init__(self, progress: Any | None, task: Any) -> None:
-        self._progress, self._task = progress, task
-        self._started = time.monotonic()
-        self._frames, self._seconds = 0, 0.0
-        self._here: tuple[int, float] = (0, 0.0)
-
-    def frames(self, source: str, num_frames: int, seconds: float) -> None:
-        self._here = (num_frames, seconds)
-        self._show(source)
-
-    def finished(self, outcome: Outcome) -> None:
-        self._frames += self._here[0]
-        self._seconds += self._here[1]
-        self._here = (0, 0.0)
-        if self._progress is not None:
-            self._progress.advance(self._task)
-        if outcome.status in ("failed", "partial"):
-            self.failed(outcome)
-        self._show(outcome.source)
-
-    def failed(self, outcome: Outcome) -> None:
-        if self._progress is not None:
-            text = f"{outcome.status}: {outcome.error}"
-            self._progress.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-    def _show(self, source: str) -> None:
-        if self._progress is None:
-            return
-        elapsed = max(time.monotonic() - self._started, 1e-6)
-        frames, seconds = self._frames + self._here[0], self._seconds + self._here[1]
-        self._progress.update(
-            self._task,
-            description=Path(source).name[:40],
-            speed=f"{frames / elapsed:6.1f} frames/s {seconds / elapsed:6.1f}x realtime",
-        )
-
-
-@contextmanager
-def _progress(total: int, silent: bool) -> Iterator[_Step]:
-    if silent:
-        yield _Step(None, None)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_stderr()) as progress:
-        yield _Step(progress, progress.add_task("starting", total=total, speed=""))
-
-
-def _report(outcomes: list[Outcome], wall: float, *, as_json: bool, quiet: bool) -> None:
-    frames = sum(outcome.num_frames for outcome in outcomes if outcome.status != "skipped")
-    seconds = sum(outcome.seconds for outcome in outcomes)
-    counts = {
-        status: sum(outcome.status == status for outcome in outcomes)
-        for status in ("done", "partial", "skipped", "failed")
-    }
-    speed = {"frames_per_second": frames / wall, "times_realtime": seconds / wall}
-    if as_json:
-        files = [{**vars(outcome), "output": outcome.output and str(outcome.output)} for outcome in outcomes]
-        print(json.dumps({**counts, "frames": frames, "wall_seconds": wall, **speed, "files": files}, indent=2))
-    elif not quiet:
-        text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        if frames:
-            text += (
-                f": {frames} features of {seconds:.1f} s of video in {wall:.1f} s "
-                f"({speed['frames_per_second']:.1f} frames/s, {speed['times_realtime']:.1f}x realtime)"
-            )
-        _stdout().print(text, soft_wrap=True)
-    if as_json or quiet:
-        for outcome in outcomes:
-            if outcome.status in ("failed", "partial"):
-                _stderr().print(
-                    f"everyframe: {outcome.status}: {outcome.error}",
-                    style="red",
-                    markup=False,
-                    soft_wrap=True,
-                )
 
 
 if __name__ == "__main__":

@@ -122,6 +122,8 @@ def run_demo(
             workers=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
         )
     )
+    if not any(world.events for world in worlds):
+        raise ValueError(f"nothing happens in {seconds:g} s of video; use at least 20 seconds")
     say(f"rendered {videos} videos of {seconds:.0f} s in {time.monotonic() - started:.0f} s: {folder / 'videos'}")
     model = load("bundled", device="cpu")
     fast = ResidualViT(model, interleave=interleave, drop=drop, residual=None)

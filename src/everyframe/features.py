@@ -16,7 +16,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -272,17 +272,6 @@ class VideoFeatures:
             raise FeaturesError(f"{path} is inconsistent: {error}; encode the video again") from error
 
 
-def check_same_provenance(features: Sequence[VideoFeatures]) -> None:
-    """Raise FeaturesError, naming the field, where two features do not lie in the same embedding space.
-
-    Compared are dim and the model's id, weights_sha256, projected and preprocess; a field that only one of
-    two has counts as different. Storage dtype and encoder settings may differ: they change how good a row is,
-    not the space it lies in.
-    """
-    for other in features[1:]:
-        check_same_space(space_of(features[0]), other)
-
-
 def space_of(features: VideoFeatures) -> dict[str, Any]:
     """What `check_same_space` compares: a small dict that stays when the embeddings are let go."""
     return {
@@ -298,8 +287,12 @@ def space_of(features: VideoFeatures) -> dict[str, Any]:
 def check_same_space(space: Mapping[str, Any], features: VideoFeatures) -> None:
     """Raise FeaturesError, naming the field, where `features` do not lie in the space `space_of` gave."""
     other = space_of(features)
+    # The same weights may be known by a hub id here and by a folder there.
+    same_weights = None is not space["model weights_sha256"] == other["model weights_sha256"]
     for name in space:
-        if name != "video" and space[name] != other[name]:
+        if name == "video" or (name == "model id" and same_weights):
+            continue
+        if space[name] != other[name]:
             raise FeaturesError(
                 f"features of different origin cannot be mixed: {name} is {space[name]!r} for "
                 f"{space['video']} but {other[name]!r} for {other['video']}; encode all videos with one model"

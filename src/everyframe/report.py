@@ -60,10 +60,13 @@ def cost_table(
     return rows
 
 
-def frame_near(video: str | Path, seconds: float) -> np.ndarray | None:
-    """The picture shown at `seconds`, uint8 [H, W, 3]; None (with a warning) when the file cannot be read."""
+def frame_near(feats: VideoFeatures, seconds: float) -> np.ndarray | None:
+    """The picture shown at `seconds`, uint8 [H, W, 3]; None (with a warning) when the video cannot be read."""
+    rate = feats.settings.get("fps")  # what an image folder was read at
     try:
-        with sample_frames(video, 1.0, start=max(seconds, 0.0), on_damage="skip") as samples:
+        with sample_frames(
+            str(feats.video["path"]), None, start=max(seconds - 1e-3, 0.0), on_damage="skip", image_fps=rate
+        ) as samples:
             for sample in samples:
                 return sample.pixels
     except VideoError as error:
@@ -94,7 +97,7 @@ def plot_grounding(
     shown = list(moments)[:5]
     raw, smoothed = similarity(feats, query), smoothed_similarity(feats, query, smooth=smooth)
     peaks = [_peak(feats, smoothed, moment) for moment in shown]
-    pictures = [frame_near(video, peak) for peak in peaks] if Path(video).exists() else []
+    pictures = [frame_near(feats, peak) for peak in peaks] if Path(video).exists() else []
     rows = 2 if any(picture is not None for picture in pictures) else 1
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -191,7 +194,7 @@ def html_timeline(
         f'<span style="background:{colour}"></span>{html.escape(name)}'
         for name, colour in zip(curves, colours, strict=False)
     )
-    strip = "".join(_thumbnail(str(feats.video["path"]), t) for t in thumbnails)
+    strip = "".join(_thumbnail(feats, t) for t in thumbnails)
     return (
         f"<figure><figcaption><b>{html.escape(query)}</b> in {html.escape(Path(feats.video['path']).name)}"
         f'<span class="key">{key}<span style="background:#dafbe1"></span>truth</span></figcaption>'
@@ -200,8 +203,8 @@ def html_timeline(
     )
 
 
-def _thumbnail(video: str, seconds: float) -> str:
-    picture = frame_near(video, seconds)
+def _thumbnail(feats: VideoFeatures, seconds: float) -> str:
+    picture = frame_near(feats, seconds)
     if picture is None:
         return ""
     data = base64.b64encode(write_image(None, picture, format="jpeg")).decode()

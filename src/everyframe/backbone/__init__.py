@@ -5,7 +5,7 @@ it apart.
 from everyframe.backbone.hub import ModelError
 from everyframe.backbone.model import Model, load
 from everyframe.backbone.preprocess import Preprocess
-from everyframe.backbone.presets import ARCHITECTURES, random_model, skeleton
+from everyframe.backbone.presets import ARCHITECTURES, skeleton
 from everyframe.backbone.text import TextConfig, TextTransformer
 from everyframe.backbone.vit import Block, BlockConfig, VisionConfig, VisionTransformer, resize_positions
 
@@ -21,7 +21,6 @@ __all__ = [
     "VisionConfig",
     "VisionTransformer",
     "load",
-    "random_model",
     "resize_positions",
     "skeleton",
 ]

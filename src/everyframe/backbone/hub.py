@@ -28,13 +28,13 @@ class ModelError(ValueError):
     """A model cannot be found, read or used as asked. The message says what to do about it."""
 
 
-def find_folder(name: str | Path) -> Path:
+def find_folder(name: str | Path, *, config_only: bool = False) -> Path:
     """The local folder of a model in Hugging Face format.
 
     `name` is "bundled", a folder, or a hub id such as "openai/clip-vit-base-patch16". A hub id is fetched
     with `huggingface_hub`, so its cache, its HF_HOME and HF_HUB_OFFLINE, and its access tokens are those of
-    that library. An existing folder wins over a hub id of the same name. Raises ModelError when there is no
-    such model.
+    that library; with `config_only` the weights are not fetched. An existing folder wins over a hub id of the
+    same name. Raises ModelError when there is no such model.
     """
     if name == BUNDLED:
         folder = Path(str(resources.files("everyframe") / "assets" / BUNDLED))
@@ -51,13 +51,15 @@ def find_folder(name: str | Path) -> Path:
         raise ModelError(f"{name} is a file: give the folder that holds config.json and the weights")
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
         raise ModelError(f'{name} is neither "bundled", nor a folder that exists, nor a hub id (owner/name)')
-    return _download(name)
+    return _download(name, config_only)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, config_only: bool) -> Path:
     unreachable = _probe(name)
     wanted, offline = _CONFIG_FILES + TOKENIZER_FILES, unreachable is not None
     try:
+        if config_only:
+            return _snapshot(name, _CONFIG_FILES, offline=offline)
         folder = _snapshot(name, wanted + _SAFETENSORS, offline=offline)
         if not any(folder.glob("*.safetensors")):
             folder = _snapshot(name, wanted + _TORCH, offline=offline)

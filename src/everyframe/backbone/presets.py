@@ -1,4 +1,4 @@
-"""Architectures without trained weights: their cost can be counted and their speed measured, nothing else."""
+"""Architectures without weights: their cost can be counted, nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from everyframe.backbone import hub
 from everyframe.backbone.families import read_towers
-from everyframe.backbone.model import Model, parse_dtype
+from everyframe.backbone.model import Model
 from everyframe.backbone.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from everyframe.backbone.vit import VisionConfig, VisionTransformer
 
@@ -49,7 +49,7 @@ def skeleton(name: str | Path) -> Model:
         preprocessing = Preprocess(size=config.image_size, shorter_side=config.image_size, mean=CLIP_MEAN, std=CLIP_STD)
         family = "clip"
     else:
-        towers = read_towers(hub.find_folder(name))
+        towers = read_towers(hub.find_folder(name, config_only=True))
         config, preprocessing, family = towers.vision, towers.preprocessing, towers.family
     with torch.device("meta"):
         vision = VisionTransformer(config)
@@ -64,15 +64,3 @@ def skeleton(name: str | Path) -> Model:
         logit_bias=0.0,
         weights_sha256="",
     )
-
-
-def random_model(name: str, *, seed: int = 0, dtype: str | torch.dtype = "float32") -> Model:
-    """One of ARCHITECTURES with seeded random weights on the CPU, for measuring speed and memory."""
-    model = skeleton(name).to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    for key, parameter in model.named_parameters():
-        if "norm" in key:
-            parameter.data.fill_(1.0 if key.endswith("weight") else 0.0)
-        else:
-            parameter.data.normal_(std=0.02, generator=generator)
-    return model.to(parse_dtype(dtype))

@@ -249,7 +249,7 @@ def _resolve_tokenizer(
         if model.folder is None or not file.is_file():
             warnings.warn(
                 f"no residual tokenizer comes with {model.name}: P-frames go without a residual token; "
-                "pass residual=None to say so, or a path to one you trained",
+                "pass residual=None (--residual none) to say so, or a path to one you trained",
                 stacklevel=3,
             )
             return None, None

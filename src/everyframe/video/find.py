@@ -125,7 +125,11 @@ def _expand(path: str | Path, from_list: Path | None, failures: list[VideoError]
 
 def _videos_in(folder: Path) -> list[Path]:
     videos: list[Path] = []
-    for place, names, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise VideoError(f"{error.filename}: cannot be searched for videos ({error.strerror})") from error
+
+    for place, names, files in os.walk(folder, onerror=refuse):
         names[:] = sorted((name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n)))
         here = [
             Path(place, name)

@@ -91,26 +91,28 @@ class SampledVideo(Iterator[Sample]):
         plan, unit = self._plan, self._frames.unit
         convert = Converter(self._frames.geometry)
         targets = _Targets(plan, unit)
-        emitted = 0
+        emitted = inside = 0
         before: Picture | None = None
         held: Picture | None = None
         try:
             for picture in self._frames:
                 self.num_frames_decoded += 1
                 self.last_end_seconds = float((picture.time + picture.duration) * unit)
+                inside += plan.holds(picture.time * unit)
                 if held is not None:
                     if targets.nearest(held, picture):
                         yield self._sample(convert, before, held, picture)
                         emitted += 1
                     if targets.done:
-                        return
+                        break
                 if self._meter is not None:
                     self._meter.add(picture)
                 before, held = held, picture
-            if held is not None and targets.last(held):
-                yield self._sample(convert, before, held, None)
-                emitted += 1
-            self._report(emitted, targets.count)
+            else:
+                if held is not None and targets.last(held):
+                    yield self._sample(convert, before, held, None)
+                    emitted += 1
+            self._report(emitted, targets.count, inside)
         finally:
             self._frames.close()
 
@@ -127,18 +129,21 @@ class SampledVideo(Iterator[Sample]):
             duration=float(shown_for * unit),
         )
 
-    def _report(self, emitted: int, wanted: int) -> None:
+    def _report(self, emitted: int, wanted: int, inside: int) -> None:
+        start, end = self._plan.start, self._plan.end
         if emitted == 0:
+            upto = "on" if end is None else f"to {float(end):g} s"
             raise VideoError(
-                f"{self.info.path}: no frame from {float(self._plan.start):g} s on; "
+                f"{self.info.path}: no frame from {float(start):g} s {upto}; "
                 f"the video ends at {self.last_end_seconds:.2f} s"
             )
-        each_given_once = wanted > emitted == self.num_frames_decoded and not self.damage
+        each_given_once = wanted > emitted == inside and not self.damage
         if self._plan.fps is not None and each_given_once:
-            rate = emitted / max(self.last_end_seconds, 1e-9)
+            finish = self.last_end_seconds if end is None else min(float(end), self.last_end_seconds)
+            seconds = max(finish - float(start), 1e-9)
             warnings.warn(
                 f"{self.info.path}: {float(self._plan.fps):g} frames per second were asked for but the video "
-                f"has {emitted} in {self.last_end_seconds:.2f} s ({rate:.3g} per second); each is given once",
+                f"has {emitted} in {seconds:.2f} s ({emitted / seconds:.3g} per second); each is given once",
                 UserWarning,
                 stacklevel=4,
             )
@@ -149,6 +154,10 @@ class _Plan:
     fps: Fraction | None
     start: Fraction
     end: Fraction | None
+
+    def holds(self, time: Fraction) -> bool:
+        """Is this time, in seconds, within [start, end)?"""
+        return time >= self.start and (self.end is None or time < self.end)
 
 
 class _Targets:
@@ -176,6 +185,10 @@ class _Targets:
         """Whether `held` is the frame nearest to a target; a target halfway between two takes the earlier."""
         if self._plan.fps is None:
             return self._every(held, after)
+        if not self._plan.holds(held.time * self._unit):
+            return False
+        if not self._plan.holds(after.time * self._unit):  # the last frame of the range serves what is left
+            return self._settle(self._limit or 0)
         middle = Fraction(held.time + after.time, 2) * self._unit
         return self._settle(math.floor((middle - self._plan.start) * self._plan.fps) + 1)
 
@@ -183,6 +196,8 @@ class _Targets:
         """The same for the last frame, which serves the targets before its own end."""
         if self._plan.fps is None:
             return self._every(held, None)
+        if not self._plan.holds(held.time * self._unit):
+            return False
         finish = (held.time + held.duration) * self._unit
         return self._settle(math.ceil((finish - self._plan.start) * self._plan.fps))
 
@@ -197,8 +212,7 @@ class _Targets:
         end = self._plan.end
         if after is not None and end is not None and after.time * self._unit >= end:
             self._limit = 0
-        time = held.time * self._unit
-        return time >= self._plan.start and (end is None or time < end)
+        return self._plan.holds(held.time * self._unit)
 
 
 def sample_frames(
@@ -227,7 +241,7 @@ def sample_frames(
     source: a path; a URL; bytes; a binary file object; or a folder of numbered images (in natural order,
         `image_fps` of them per second; by default as many as `fps`, so each image is a sample, and 1 with
         `fps=None`).
-    start, end: seconds; only [start, end) is sampled. Frames equal those of a full decode at the same times.
+    start, end: seconds; only frames whose time lies in [start, end). They equal those of a full decode.
     motion: fill `Sample.motion`: from the codec's motion vectors where FFmpeg exports them (H.264, MPEG-4,
         MPEG-2 and their relatives), else from luma. `Sample.motion_source` says which; a file has only one.
     on_damage: "raise" raises VideoError at the first damaged packet, or at the end when less came than the

@@ -7,14 +7,12 @@ and the next file is being opened while the last one is still being encoded.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +21,8 @@ import torch
 from torch import Tensor
 
 from everyframe.encoders import Encoder
-from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
+from everyframe.features import FeaturesError, VideoFeatures
+from everyframe.pipeline.resume import Journal, identity, is_done, source_name
 from everyframe.video import SampledVideo, Source, VideoError, decode_ahead, sample_frames
 
 Status = Literal["done", "partial", "skipped", "failed"]
@@ -104,7 +103,7 @@ def encode_video(
     """Sample a video at `fps` by presentation time and encode it, streaming.
 
     source: a file, a folder of images, an address FFmpeg reads, bytes, or a binary file object.
-    start, end: seconds; the times to sample lie in [start, end), the frame nearest to one may lie just outside.
+    start, end: seconds; only frames whose time lies in [start, end).
     dtype: "float32" or "float16" of the stored embeddings.
     keep_partial: of a damaged file keep the frames that can be read; the gaps are in settings["damage"].
     Raises VideoError when the video cannot be read or has no frames there, ValueError for bad arguments.
@@ -113,7 +112,7 @@ def encode_video(
     _check_dtype(dtype)
     ahead = decode_ahead(_chunks(source, encoder, sampling), _CHUNKS_AHEAD)
     try:
-        return _consume(ahead, encoder, sampling, dtype, partial(progress or _silent, _name(source)))
+        return _consume(ahead, encoder, sampling, dtype, partial(progress or _silent, source_name(source)))
     finally:
         ahead.close()
 
@@ -125,86 +124,109 @@ def encode_videos(
     sampling: Sampling,
     dtype: str = "float32",
     progress: Progress | None = None,
+    journal_file: Path | None = None,
+    retry_failed: bool = False,
 ) -> Iterator[Outcome]:
     """Encode many videos to feature files; one `Outcome` per video, in order. A bad video never stops the rest.
 
     sources: (video, output file) pairs. An output that already holds the same video with the same model and
     settings is skipped; one that is damaged or was made with others is made anew; one that everyframe did not
-    write is left alone, and the video fails. Outputs appear whole or not at all. Raises ValueError for bad
-    arguments before any work.
+    write is left alone, and the video fails. Outputs appear whole or not at all.
+    journal_file: where outcomes are appended; a file that could not be read before, and has not changed, is not
+    tried again unless `retry_failed`.
+    Raises ValueError for bad arguments before any work.
     """
     _check_dtype(dtype)
-    wanted = {**encoder.settings, **sampling.settings, "stored_dtype": dtype}
-    keep = sampling.keep_partial
-    plan = [(str(source), output, _existing(source, output, encoder, wanted, keep)) for source, output in sources]
-    pending = [source for source, _, state in plan if state is None]
-    ahead = decode_ahead(_chunks_of_all(pending, encoder, sampling), _CHUNKS_AHEAD)
+    journal = Journal(journal_file)
+    work = _Work(encoder, sampling, dtype, journal, retry_failed)
+    ahead = decode_ahead(work.items(sources), _CHUNKS_AHEAD)
     try:
-        for source, output, state in plan:
-            if state is not None:
-                yield state
+        for source, output in sources:
+            first = next(ahead)
+            if isinstance(first, Outcome):
+                yield first
                 continue
-            try:
-                report = partial(progress or _silent, source)
-                feats = _consume(ahead, encoder, sampling, dtype, report)
-                output.parent.mkdir(parents=True, exist_ok=True)
-                feats.save(output)
-            except (VideoError, FeaturesError, OSError) as error:
-                yield Outcome(source=source, output=output, status="failed", error=str(error))
-                continue
-            damage = feats.settings.get("damage")
-            yield Outcome(
-                source=source,
-                output=output,
-                status="partial" if damage else "done",
-                num_frames=feats.num_frames,
-                seconds=float(feats.frame_ends[-1] - feats.times[0]),
-                error=f"{source}: kept {feats.num_frames} frames; {'; '.join(damage)}" if damage else None,
-            )
+            report = partial(progress or _silent, str(source))
+            outcome, cause = _encode_to_file(chain([first], ahead), str(source), output, work, report)
+            if cause != "output":  # a full disk says nothing about the video
+                journal.add(source, work.journal_settings, outcome.status, outcome.error)
+            yield outcome
     finally:
         ahead.close()
 
 
-def output_paths(
-    roots: Iterable[tuple[Path | None, Sequence[str | Path]]], out: Path, suffix: str
-) -> list[tuple[str | Path, Path]]:
-    """Where each video's features go: the folders below a root are kept, and no two videos share a file.
+@dataclass(frozen=True)
+class _Work:
+    """What a batch does with every video."""
 
-    roots: (folder that was asked for or None, videos found in it). "a/x.mp4" below a root becomes "a/x.npz";
-    where another video would take the same file, the video's own suffix stays ("a/x.mp4.npz"), and where that
-    is not enough, a short hash of its folder is added.
-    """
-    entries: list[tuple[str | Path, Path]] = []
-    for root, videos in roots:
-        for video in videos:
-            path = Path(str(video).rstrip("/").rpartition("/")[2]) if is_address(video) else Path(video)
-            inside = root is not None and path.is_relative_to(root) and path != root
-            name = Path(os.path.basename(os.path.abspath(path)))  # the folder "." has no name as it stands
-            entries.append((video, path.relative_to(root) if inside and root else name))
-    plain = [relative.with_suffix(suffix) for _, relative in entries]
-    full = [relative.with_name(relative.name + suffix) for _, relative in entries]
-    short_count, long_count = Counter(plain), Counter(full)
-    paths: list[tuple[str | Path, Path]] = []
-    for (video, relative), short, long in zip(entries, plain, full, strict=True):
-        # "x.mp4.mkv" leaves "x.mp4.npz" to "x.mp4".
-        chosen = long if short_count[short] > 1 or long_count[short] else short
-        if long_count[long] > 1:
-            digest = hashlib.sha256(str(Path(video).absolute().parent).encode()).hexdigest()[:8]
-            chosen = relative.with_name(f"{relative.name}-{digest}{suffix}")
-        paths.append((video, out / chosen))
-    return paths
+    encoder: Encoder
+    sampling: Sampling
+    dtype: str
+    journal: Journal
+    retry_failed: bool
+
+    @property
+    def journal_settings(self) -> dict[str, Any]:
+        return {**self.sampling.settings, "keep_partial": self.sampling.keep_partial, "version": _version()}
+
+    def items(self, sources: Iterable[tuple[str | Path, Path]]) -> Iterator[_Chunk | _Finished | Outcome]:
+        """For each video either an `Outcome`, when there is nothing to do, or its chunks and a `_Finished`."""
+        for source, output in sources:
+            outcome = self._settled(source, output)
+            if outcome is not None:
+                yield outcome
+                continue
+            try:
+                yield from _chunks(source, self.encoder, self.sampling)
+            except Exception as error:  # unforeseen; ending here would leave the videos after it without an answer
+                reason = f"{source}: cannot be read ({type(error).__name__}: {error})"
+                yield _Finished(error=VideoError(reason))
+
+    def _settled(self, source: str | Path, output: Path) -> Outcome | None:
+        facts = _model_facts(self.encoder)
+        wanted = {
+            "model": {key: facts[key] for key in ("weights_sha256", "dtype", "preprocess")},
+            "settings": {**self.encoder.settings, **self.sampling.settings, "stored_dtype": self.dtype},
+        }
+        try:
+            frames = is_done(source, output, wanted, keep_partial=self.sampling.keep_partial)
+            if frames is not None:
+                return Outcome(source=str(source), output=output, status="skipped", num_frames=frames)
+            failure = None if self.retry_failed else self.journal.failed_before(source, self.journal_settings)
+        except (FeaturesError, OSError) as error:
+            return Outcome(source=str(source), output=output, status="failed", error=str(error))
+        if failure is not None:
+            message = f"{failure} (as in an earlier run; --retry-failed tries again)"
+            return Outcome(source=str(source), output=output, status="failed", error=message)
+        return None
+
+
+def _encode_to_file(
+    items: Iterator[Any], source: str, output: Path, work: _Work, report: Callable[[int, float], None]
+) -> tuple[Outcome, Literal["video", "output"] | None]:
+    """One video of a batch; with a failure, whether its cause was the video or the output."""
+    try:
+        feats = _consume(items, work.encoder, work.sampling, work.dtype, report)
+    except VideoError as error:
+        return Outcome(source=source, output=output, status="failed", error=str(error)), "video"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        feats.save(output)
+    except (FeaturesError, OSError) as error:
+        return Outcome(source=source, output=output, status="failed", error=str(error)), "output"
+    damage = feats.settings.get("damage")
+    outcome = Outcome(
+        source=source,
+        output=output,
+        status="partial" if damage else "done",
+        num_frames=feats.num_frames,
+        seconds=float(feats.frame_ends[-1] - feats.times[0]),
+        error=f"{source}: kept {feats.num_frames} frames; {'; '.join(damage)}" if damage else None,
+    )
+    return outcome, None
 
 
 # --- decoding side ---------------------------------------------------------------------------------------
-
-
-def _chunks_of_all(sources: Iterable[str], encoder: Encoder, sampling: Sampling) -> Iterator[_Chunk | _Finished]:
-    for source in sources:
-        try:
-            yield from _chunks(source, encoder, sampling)
-        except Exception as error:  # unforeseen; ending here would leave the videos after it without an answer
-            reason = f"{source}: cannot be read ({type(error).__name__}: {error})"
-            yield _Finished(error=VideoError(reason))
 
 
 def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_Chunk | _Finished]:
@@ -269,7 +291,7 @@ def _preprocessed(sampled: SampledVideo, encoder: Encoder) -> Iterator[_Chunk]:
 def _video_facts(source: Source, sampled: SampledVideo) -> dict[str, Any]:
     info = sampled.info
     facts: dict[str, Any] = {
-        "path": _name(source),
+        "path": source_name(source),
         "duration_seconds": info.duration_seconds,
         "width": info.width,
         "height": info.height,
@@ -278,7 +300,7 @@ def _video_facts(source: Source, sampled: SampledVideo) -> dict[str, Any]:
         "container": info.container,
         "rotation": info.rotation,
     }
-    facts.update(_identity(source))
+    facts.update(identity(source))
     return facts
 
 
@@ -286,7 +308,7 @@ def _video_facts(source: Source, sampled: SampledVideo) -> dict[str, Any]:
 
 
 def _consume(
-    ahead: Iterator[_Chunk | _Finished],
+    ahead: Iterator[Any],
     encoder: Encoder,
     sampling: Sampling,
     dtype: str,
@@ -349,69 +371,6 @@ def _model_facts(encoder: Encoder) -> dict[str, Any]:
         "normalised": True,
         "preprocess": model.preprocess_settings,
     }
-
-
-# --- resuming --------------------------------------------------------------------------------------------
-
-
-def _existing(
-    source: str | Path, output: Path, encoder: Encoder, wanted: dict[str, Any], keep_partial: bool
-) -> Outcome | None:
-    """The outcome where nothing has to be done for a video, or nothing may be done, else None."""
-    if not output.exists():
-        return None
-    try:
-        feats = VideoFeatures.load(output)
-    except ForeignFileError as error:  # somebody's own work under that name
-        message = f"{error}; it is not overwritten: move it away, or choose another --out for {source}"
-        return Outcome(source=str(source), output=output, status="failed", error=message)
-    except FeaturesError:
-        return None  # cut short: it is made anew
-    identity = _identity(source)
-    same_video = bool(identity) and all(feats.video.get(key) == value for key, value in identity.items())
-    other = feats.video.get("path")
-    if not same_video and other != _name(source) and other is not None and Path(other).exists():
-        message = f"{output} holds the features of {other}; choose another --out for {source}"
-        return Outcome(source=str(source), output=output, status="failed", error=message)
-    facts = _model_facts(encoder)
-    same_model = all(feats.model.get(key) == facts[key] for key in ("weights_sha256", "dtype", "preprocess"))
-    same_settings = all(feats.settings.get(key) == value for key, value in wanted.items())
-    complete = keep_partial or not feats.settings.get("damage")
-    if same_video and same_model and same_settings and complete:
-        return Outcome(source=str(source), output=output, status="skipped", num_frames=feats.num_frames)
-    return None
-
-
-def _identity(source: Source) -> dict[str, Any]:
-    """Size and a hash of both ends of a file: enough to notice that it was replaced, cheap on any disk."""
-    if isinstance(source, bytes):
-        return {"size_bytes": len(source), "fingerprint": hashlib.sha256(source).hexdigest()[:32]}
-    if not isinstance(source, (str, Path)) or is_address(source):
-        return {}
-    path = Path(source)
-    if path.is_dir():
-        names = sorted(f"{file.name}:{file.stat().st_size}" for file in path.iterdir() if file.is_file())
-        return {"size_bytes": None, "fingerprint": hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]}
-    if not path.is_file():
-        return {}
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(1 << 18))
-        file.seek(max(size - (1 << 18), 0))
-        digest.update(file.read())
-    return {"size_bytes": size, "fingerprint": digest.hexdigest()[:32]}
-
-
-def _name(source: Source) -> str:
-    if isinstance(source, (str, Path)):
-        return str(source) if is_address(source) else os.path.abspath(source)
-    return "<bytes>"
-
-
-def is_address(source: object) -> bool:
-    """Is it a URL for FFmpeg, not a path?"""
-    return isinstance(source, str) and "://" in source
 
 
 def _check_dtype(dtype: str) -> None:

@@ -1,0 +1,171 @@
+"""What the command line shows on a terminal: errors, progress of a batch, tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from everyframe.pipeline import Forecast, Outcome
+
+_out = Console()
+_err = Console(stderr=True)
+
+
+def say(text: str, *, style: str | None = None, error: bool = False) -> None:
+    """One line, printed as it is: no markup, no wrapping."""
+    (_err if error else _out).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """A table on standard output."""
+    _out.print(table)
+
+
+class BatchProgress:
+    """A progress bar over seconds of video, with frames/s, x realtime and the time left; shows nothing if `silent`."""
+
+    def __init__(self, forecast: Forecast | None, *, silent: bool) -> None:
+        self._seconds = forecast.seconds if forecast is not None else []
+        self._started = time.monotonic()
+        self._finished, self._behind = 0, 0.0  # videos, and the seconds of them by the forecast
+        self._frames, self._worked = 0, 0.0  # encoded in this run, without what was skipped
+        self._here = (0, 0.0)
+        self._progress: Progress | None = None
+        if not silent:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[count]}"),
+                TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=_err)
+            self._task = self._progress.add_task("starting", total=sum(self._seconds), count="", speed="")
+
+    def __enter__(self) -> BatchProgress:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def frames(self, source: str, num_frames: int, seconds: float) -> None:
+        """So far in the current video."""
+        self._here = (num_frames, seconds)
+        self._show(source)
+
+    def finished(self, outcome: Outcome) -> None:
+        """The next video is done, one way or another."""
+        self._behind += self._seconds[self._finished] if self._finished < len(self._seconds) else 0.0
+        self._finished += 1
+        self._frames += self._here[0]
+        self._worked += self._here[1]
+        self._here = (0, 0.0)
+        if outcome.status in ("failed", "partial"):
+            self.failed(outcome)
+        self._show(outcome.source)
+
+    def failed(self, outcome: Outcome) -> None:
+        """Say what was lost, above the bar."""
+        if self._progress is not None:
+            say(f"{outcome.status}: {outcome.error}", style="red", error=True)
+
+    def _show(self, source: str) -> None:
+        if self._progress is None:
+            return
+        elapsed = max(time.monotonic() - self._started, 1e-6)
+        frames, worked = self._frames + self._here[0], self._worked + self._here[1]
+        self._progress.update(
+            self._task,
+            completed=self._behind + self._here[1],
+            description=Path(source).name[:40],
+            count=f"{self._finished}/{len(self._seconds)}",
+            speed=f"{frames / elapsed:.1f} frames/s {worked / elapsed:.1f}x realtime",
+        )
+
+
+def show_forecast(forecast: Forecast) -> None:
+    """What is to come, before it starts."""
+    count = len(forecast.seconds)
+    say(
+        f"{count} video{'s' if count != 1 else ''}, {clock(forecast.total_seconds)} of video: "
+        f"about {forecast.num_frames} features, {forecast.macs / 1e12:.3g} TFLOPs (multiply-accumulates)",
+        error=True,
+    )
+
+
+def show_outcomes(outcomes: list[Outcome], wall: float, *, as_json: bool, quiet: bool) -> None:
+    """What became of a batch."""
+    frames = sum(outcome.num_frames for outcome in outcomes if outcome.status != "skipped")
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    counts = {
+        status: sum(outcome.status == status for outcome in outcomes)
+        for status in ("done", "partial", "skipped", "failed")
+    }
+    speed = {"frames_per_second": frames / wall, "times_realtime": seconds / wall}
+    if as_json:
+        files = [{**vars(outcome), "output": outcome.output and str(outcome.output)} for outcome in outcomes]
+        print(json.dumps({**counts, "frames": frames, "wall_seconds": wall, **speed, "files": files}, indent=2))
+    elif not quiet:
+        text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        if frames:
+            text += (
+                f": {frames} features of {seconds:.1f} s of video in {wall:.1f} s "
+                f"({speed['frames_per_second']:.1f} frames/s, {speed['times_realtime']:.1f}x realtime)"
+            )
+        say(text)
+    if as_json or quiet:
+        for outcome in outcomes:
+            if outcome.status in ("failed", "partial"):
+                say(f"everyframe: {outcome.status}: {outcome.error}", style="red", error=True)
+
+
+def show_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        nested = value if isinstance(value, dict) else {"": value}
+        for key, item in nested.items():
+            table.add_row(f"{name} {key}".strip(), str(item))
+    _out.print(table)
+
+
+def show_moments(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+
+    if not rows:
+        _out.print("nothing found")
+        return
+    table = Table(title=Text(title))
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "video" else "right", overflow="fold")
+    for row in rows:
+        cells = [clock(value) if name in ("start", "end") else str(value) for name, value in row.items()]
+        table.add_row(*(Text(cell) for cell in cells))
+    _out.print(table)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss.d"""
+    tenths = round(seconds * 10)
+    hours, rest = divmod(tenths, 36000)
+    minutes, rest = divmod(rest, 600)
+    return f"{hours}:{minutes:02d}:{rest // 10:02d}.{rest % 10}"

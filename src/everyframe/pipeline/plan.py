@@ -1,0 +1,48 @@
+"""What a batch will cost, before it runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from everyframe.cost import flops
+from everyframe.encoders import Encoder
+from everyframe.pipeline.encode import Sampling
+from everyframe.video import VideoError, probe
+
+_PROBED = 200  # of more videos only so many are opened beforehand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Estimates from the files' headers: `seconds` per video in order, frames to encode, multiply-accumulates."""
+
+    seconds: list[float]
+    num_frames: int
+    macs: float
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds)
+
+
+def forecast(sources: Sequence[str | Path], encoder: Encoder, sampling: Sampling) -> Forecast:
+    """Look at the headers of (at most 200 of) the videos. One that cannot be opened counts as zero seconds."""
+    # Chosen at random but always the same: every n-th would be misled by folders with a rhythm.
+    chosen = random.Random(0).sample(range(len(sources)), min(len(sources), _PROBED))
+    known = {index: _seconds(sources[index], sampling) for index in chosen}
+    average = sum(known.values()) / len(known) if known else 0.0
+    seconds = [known.get(index, average) for index in range(len(sources))]
+    frames = round(sum(seconds) * sampling.fps)
+    return Forecast(seconds=seconds, num_frames=frames, macs=frames * flops(encoder).per_frame)
+
+
+def _seconds(source: str | Path, sampling: Sampling) -> float:
+    try:
+        duration = probe(source).duration_seconds or 0.0
+    except VideoError:
+        return 0.0  # reported when its turn comes
+    end = duration if sampling.end is None else min(sampling.end, duration)
+    return max(end - (sampling.start or 0.0), 0.0)

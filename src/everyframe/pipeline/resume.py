@@ -1,0 +1,149 @@
+"""What is already done: which file is which video, where its features go, and what failed before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
+from everyframe.video import Source
+
+JOURNAL = "everyframe.jsonl"
+
+
+class Journal:
+    """One JSON line per video that was worked on, appended as it happens: who failed, and why.
+
+    A plain file that is only ever appended to survives a killed run and any file system; a last line that was
+    cut short is passed over.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._last: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._last[entry["source"]] = entry
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    def failed_before(self, source: str | Path, settings: dict[str, Any]) -> str | None:
+        """Why reading this very file with these sampling settings failed the last time, if it did."""
+        entry = self._last.get(source_name(source))
+        if entry is None or entry.get("status") != "failed" or entry.get("settings") != settings:
+            return None
+        same = identity(source)
+        unchanged = bool(same) and entry.get("fingerprint") == same["fingerprint"]
+        return str(entry.get("error")) if unchanged else None
+
+    def add(self, source: str | Path, settings: dict[str, Any], status: str, error: str | None) -> None:
+        """Append what became of a video. Raises OSError where the file cannot be written."""
+        if self.path is None:
+            return
+        entry = {
+            "source": source_name(source),
+            "fingerprint": identity(source).get("fingerprint"),
+            "settings": settings,
+            "status": status,
+            "error": error,
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def is_done(source: str | Path, output: Path, wanted: dict[str, dict[str, Any]], *, keep_partial: bool) -> int | None:
+    """Frames in `output` where it already holds this video with these settings, None where there is work to do.
+
+    wanted: "model" and "settings", the provenance that must agree. Raises FeaturesError where the file is
+    somebody else's: not made by everyframe, or the features of another video.
+    """
+    if not output.exists():
+        return None
+    try:
+        feats = VideoFeatures.load(output)
+    except ForeignFileError as error:  # somebody's own work under that name
+        raise FeaturesError(
+            f"{error}; it is not overwritten: move it away, or choose another --out for {source}"
+        ) from error
+    except FeaturesError:
+        return None  # cut short: it is made anew
+    same = identity(source)
+    same_video = bool(same) and all(feats.video.get(key) == value for key, value in same.items())
+    other = feats.video.get("path")
+    if not same_video and other != source_name(source):
+        raise FeaturesError(f"{output} holds the features of {other}; choose another --out for {source}")
+    agrees = all(
+        getattr(feats, part).get(key) == value for part, facts in wanted.items() for key, value in facts.items()
+    )
+    complete = keep_partial or not feats.settings.get("damage")
+    return feats.num_frames if same_video and agrees and complete else None
+
+
+def output_paths(
+    roots: Iterable[tuple[Path | None, Sequence[str | Path]]], out: Path, suffix: str
+) -> list[tuple[str | Path, Path]]:
+    """Where each video's features go: the folders below a root are kept, and no two videos share a file.
+
+    roots: (folder that was asked for or None, videos found in it). "a/x.mp4" below a root becomes "a/x.npz";
+    where another video would take the same file, the video's own suffix stays ("a/x.mp4.npz"), and where that
+    is not enough, a short hash of its folder is added.
+    """
+    entries: list[tuple[str | Path, Path]] = []
+    for root, videos in roots:
+        for video in videos:
+            path = Path(str(video).rstrip("/").rpartition("/")[2]) if is_address(video) else Path(video)
+            inside = root is not None and path.is_relative_to(root) and path != root
+            name = Path(os.path.basename(os.path.abspath(path)))  # the folder "." has no name as it stands
+            entries.append((video, path.relative_to(root) if inside and root else name))
+    plain = [relative.with_suffix(suffix) for _, relative in entries]
+    full = [relative.with_name(relative.name + suffix) for _, relative in entries]
+    short_count, long_count = Counter(plain), Counter(full)
+    paths: list[tuple[str | Path, Path]] = []
+    for (video, relative), short, long in zip(entries, plain, full, strict=True):
+        # "x.mp4.mkv" leaves "x.mp4.npz" to "x.mp4".
+        chosen = long if short_count[short] > 1 or long_count[short] else short
+        if long_count[long] > 1:
+            digest = hashlib.sha256(str(Path(video).absolute().parent).encode()).hexdigest()[:8]
+            chosen = relative.with_name(f"{relative.name}-{digest}{suffix}")
+        paths.append((video, out / chosen))
+    return paths
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """Size and a hash of both ends of a file: enough to notice that it was replaced, cheap on any disk."""
+    if isinstance(source, bytes):
+        return {"size_bytes": len(source), "fingerprint": hashlib.sha256(source).hexdigest()[:32]}
+    if not isinstance(source, (str, Path)) or is_address(source):
+        return {}
+    path = Path(source)
+    if path.is_dir():
+        names = sorted(f"{file.name}:{file.stat().st_size}" for file in path.iterdir() if file.is_file())
+        return {"size_bytes": None, "fingerprint": hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]}
+    if not path.is_file():
+        return {}
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(1 << 18))
+        file.seek(max(size - (1 << 18), 0))
+        digest.update(file.read())
+    return {"size_bytes": size, "fingerprint": digest.hexdigest()[:32]}
+
+
+def source_name(source: Source) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source) if is_address(source) else os.path.abspath(source)
+    name = getattr(source, "name", None)
+    return os.path.abspath(name) if isinstance(name, str) else "<bytes>"
+
+
+def is_address(source: object) -> bool:
+    """Is it a URL for FFmpeg, not a path?"""
+    return isinstance(source, str) and "://" in source
