@@ -78,9 +78,11 @@ class VideoFeatures:
             raise FeaturesError(f"embeddings must have shape [frames, dim], got {list(embeddings.shape)}")
         if embeddings.dtype not in (np.float32, np.float16):
             raise FeaturesError(f"embeddings must be float32 or float16, got {embeddings.dtype}")
-        if not np.isfinite(embeddings).all():
-            row = int(np.argmin(np.isfinite(embeddings).all(axis=1)))
-            raise FeaturesError(f"embeddings must be finite, but frame {row} holds a NaN or an infinity")
+        for first in range(0, len(embeddings), 8192):  # blocks: no mask as long as the video
+            finite = np.isfinite(embeddings[first : first + 8192]).all(axis=1)
+            if not finite.all():
+                row = first + int(np.argmin(finite))
+                raise FeaturesError(f"embeddings must be finite, but frame {row} holds a NaN or an infinity")
         times = as_array(self.times).astype(np.float64)
         if times.ndim != 1 or len(times) != len(embeddings):
             raise FeaturesError(

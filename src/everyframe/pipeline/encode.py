@@ -315,26 +315,37 @@ def _consume(
     report: Callable[[int, float], None],
 ) -> VideoFeatures:
     """Encode the chunks of one video up to its `_Finished`."""
-    times: list[float] = []
-    embeddings: list[np.ndarray] = []
+    rows = _Rows(encoder.dim, dtype)
     for item in ahead:
         if isinstance(item, _Finished):
-            return _features(times, embeddings, item, encoder, sampling, dtype)
-        features = encoder.encode(item.pixels, item.motion, first_frame=len(times))
-        embeddings.append(features.cpu().numpy().astype(dtype))
-        times += item.times
-        report(len(times), times[-1])
+            return _features(rows, item, encoder, sampling, dtype)
+        features = encoder.encode(item.pixels, item.motion, first_frame=len(rows.times))
+        rows.add(item.times, features.cpu().numpy())
+        report(len(rows.times), rows.times[-1])
     raise RuntimeError("the decoding thread ended without finishing its video")
 
 
-def _features(
-    times: list[float],
-    embeddings: list[np.ndarray],
-    finished: _Finished,
-    encoder: Encoder,
-    sampling: Sampling,
-    dtype: str,
-) -> VideoFeatures:
+class _Rows:
+    """Embeddings as they come, in one array that grows in place: of a long video no second copy is ever held."""
+
+    def __init__(self, dim: int, dtype: str) -> None:
+        self.times: list[float] = []
+        self._array = np.empty((0, dim), dtype)
+
+    def add(self, times: list[float], embeddings: np.ndarray) -> None:
+        first = len(self.times)
+        self.times += times
+        if len(self.times) > len(self._array):
+            self._array.resize((max(len(self.times), 5 * len(self._array) // 4), self._array.shape[1]), refcheck=False)
+        self._array[first : len(self.times)] = embeddings
+
+    def finish(self) -> np.ndarray:
+        """[T, dim], exactly the rows that were added."""
+        self._array.resize((len(self.times), self._array.shape[1]), refcheck=False)
+        return self._array
+
+
+def _features(rows: _Rows, finished: _Finished, encoder: Encoder, sampling: Sampling, dtype: str) -> VideoFeatures:
     if finished.error is not None:
         raise finished.error
     settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": _version()}
@@ -343,13 +354,13 @@ def _features(
     if finished.damage:
         settings["damage"] = finished.damage
     return VideoFeatures(
-        times=np.array(times, np.float64),
-        embeddings=np.concatenate(embeddings),
-        roles=encoder.roles(len(times)),
+        times=np.array(rows.times, np.float64),
+        embeddings=rows.finish(),
+        roles=encoder.roles(len(rows.times)),
         video=finished.video,
         model=_model_facts(encoder),
         settings=settings,
-        end_seconds=_last_end(times[-1], finished.end_seconds, sampling.end),
+        end_seconds=_last_end(rows.times[-1], finished.end_seconds, sampling.end),
     )
 
 
