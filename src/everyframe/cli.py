@@ -197,6 +197,9 @@ def ground(
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Level as a multiple of the mean. [default: 1]")
     ] = None,
+    overlap: Annotated[
+        float | None, typer.Option("--overlap", help="Largest IoU of two moments; 0 keeps them apart. [default: 0.5]")
+    ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="watershed, contrast or whole. [default: watershed]")
     ] = None,
@@ -235,7 +238,7 @@ def ground(
         reader = _encoder(text_model, encoder, interleave, drop, select, residual, None)
         feats = encode_video(source, reader, **_given(fps=fps), keep_partial=keep_partial)
     vector = text_model.encode_text([query])[0]
-    options: dict[str, Any] = _given(smooth=smooth, threshold=threshold, method=method)
+    options: dict[str, Any] = _given(smooth=smooth, threshold=threshold, method=method, overlap=overlap)
     moments = ground_features(feats, vector, top=top, **options)
     rows = [{"start": round(m.start, 3), "end": round(m.end, 3), "score": round(m.score, 4)} for m in moments]
     console.show_moments(rows, f'"{query}" in {Path(str(feats.video.get("path"))).name}', as_json)

@@ -66,6 +66,8 @@ def ground(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
+    if not 0 <= overlap <= 1:
+        raise ValueError(f"overlap must be in [0, 1], got {overlap}")
     if not math.isfinite(threshold):
         raise ValueError(f"threshold must be a finite number, got {threshold}")
     _check_smooth(smooth)
