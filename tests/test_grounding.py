@@ -65,7 +65,7 @@ def test_wrong_queries_raise(query, message):
         ({"smooth": np.nan}, "smooth"),
         ({"threshold": np.inf}, "threshold"),
         ({"method": "otsu"}, "watershed, contrast, whole"),
-        ({"overlap": 2.0}, "iou"),
+        ({"overlap": 2.0}, "overlap"),
     ],
 )
 def test_wrong_options_raise(options, message):
