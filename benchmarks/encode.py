@@ -199,30 +199,17 @@ def measure(video: Path, work: Path, rounds: int) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
+    """Speeds and ratios in words; scripts/render_results.py makes the tables of the docs from the JSON."""
     lines = []
     for name, result in results.items():
         runs = result["runs"]
-        lines += [
-            f"**{name}**, {runs['a'][0]['frames']} features",
-            "",
-            "| | frames/s (min to max) | decode ms | preprocess ms | model ms | peak MB | d is faster by |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
         for variant, title in VARIANTS.items():
-            own = runs[variant]
-            speeds = [run["frames_per_second"] for run in own]
-            ratios = [d["frames_per_second"] / run["frames_per_second"] for d, run in zip(runs["d"], own, strict=True)]
-            parts = [
-                statistics.median(run["ms_per_frame"][part] for run in own)
-                for part in ("decode", "preprocess", "model")
-            ]
-            peak = statistics.median(run["peak_mb"] for run in own)
-            lines.append(
-                f"| {variant}. {title} | {statistics.median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f}) | "
-                + " | ".join(f"{value:.1f}" for value in parts)
-                + f" | {peak:.0f} | {statistics.median(ratios):.2f}x |"
-            )
-        lines += ["", f"Mean cosine of c's features to b's: {result['cosine_of_c_to_b']:.4f}", ""]
+            speed = statistics.median(run["frames_per_second"] for run in runs[variant])
+            pairs = zip(runs["d"], runs[variant], strict=True)
+            ratio = statistics.median(d["frames_per_second"] / run["frames_per_second"] for d, run in pairs)
+            aim = f" (aim {AIMS[variant]}x)" if variant in AIMS else ""
+            lines.append(f"{name} {variant}. {title}: {speed:.2f} frames/s; d is {ratio:.2f}x as fast{aim}")
+        lines.append(f"{name} mean cosine of c's features to b's: {result['cosine_of_c_to_b']:.4f}")
     return lines
 
 
