@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from everyframe import features as module
+from everyframe import feature_files as module
 from everyframe.features import SUFFIXES, FeaturesError, VideoFeatures, check_same_space, space_of
 
 

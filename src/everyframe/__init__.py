@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from everyframe.backbone import Model, ModelError, load
     from everyframe.cost import Cost, flops
     from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
-    from everyframe.features import FeaturesError, VideoFeatures
+    from everyframe.feature_files import FeaturesError
+    from everyframe.features import VideoFeatures
     from everyframe.pipeline import encode_video
     from everyframe.spans import Moment
     from everyframe.tasks.grounding import ground
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cost": "cost",
     "DenseEncoder": "encoders",
-    "FeaturesError": "features",
+    "FeaturesError": "feature_files",
     "Hit": "tasks.retrieval",
     "Model": "backbone",
     "ModelError": "backbone",
