@@ -28,7 +28,10 @@ VARIANTS = {
 
 
 def read(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        sys.exit(f"{file.relative_to(ROOT)} does not exist; `make bench` measures it")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def ratios(runs: dict[str, Any], variant: str) -> list[float]:

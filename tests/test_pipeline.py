@@ -362,7 +362,7 @@ def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> 
     if how is signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in errors
         assert "finished files are kept" in errors
-        assert sorted(out.iterdir()) == finished
+        assert sorted(file for file in out.iterdir() if file.suffix != ".jsonl") == finished
     report = json.loads(everyframe(*encode_command(videos, out, "--fps", "10", "--json")).stdout)
     assert report["skipped"] == len(finished) and report["done"] == 6 - len(finished)
 

@@ -36,29 +36,29 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help=f"Hub id, local folder, or 'bundled' (knows only synthetic videos). [default: {DEFAULT_MODEL}]",
+        help=f"Hub id, local folder, or 'bundled' (knows only synthetic videos). (default: {DEFAULT_MODEL})",
     ),
 ]
-EncoderOption = Annotated[str | None, typer.Option("--encoder", help="residual or dense. [default: residual]")]
-InterleaveOption = Annotated[int | None, typer.Option("--interleave", help="P-frames after each I-frame. [default: 2]")]
+EncoderOption = Annotated[str | None, typer.Option("--encoder", help="residual or dense. (default: residual)")]
+InterleaveOption = Annotated[int | None, typer.Option("--interleave", help="P-frames after each I-frame. (default: 2)")]
 DropOption = Annotated[
-    float | None, typer.Option("--drop", help="Share of patches dropped in P-frames, [0, 1). [default: 0.85]")
+    float | None, typer.Option("--drop", help="Share of patches dropped in P-frames, [0, 1). (default: 0.85)")
 ]
 SelectOption = Annotated[
     str | None,
-    typer.Option("--select", help="motion, center, uniform, random or residual. [default: motion]"),
+    typer.Option("--select", help="motion, center, uniform, random or residual. (default: motion)"),
 ]
 ResidualOption = Annotated[
     str | None,
-    typer.Option("--residual", help="Residual tokenizer: auto, none, or a file. [default: auto]"),
+    typer.Option("--residual", help="Residual tokenizer: auto, none, or a file. (default: auto)"),
 ]
-FpsOption = Annotated[float | None, typer.Option("--fps", help="Features per second. [default: 3]")]
+FpsOption = Annotated[float | None, typer.Option("--fps", help="Features per second. (default: 3)")]
 StartOption = Annotated[float | None, typer.Option("--start", help="First second to encode.")]
 EndOption = Annotated[float | None, typer.Option("--end", help="Second to stop at.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... [default: cuda if any]")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... (default: cuda if any)")]
 DtypeOption = Annotated[
     str | None,
-    typer.Option("--dtype", help="Computation: float32, bfloat16 or float16. [default: float32]"),
+    typer.Option("--dtype", help="Computation: float32, bfloat16 or float16. (default: float32)"),
 ]
 BatchOption = Annotated[int | None, typer.Option("--batch-size", help="I-frames per forward pass.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of the model.")]
@@ -87,6 +87,17 @@ def main() -> None:
             error = RuntimeError("the device ran out of memory; use a smaller --batch-size, or --dtype bfloat16")
         console.say(f"everyframe: {error}", style="red", error=True)
         sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        from everyframe.pipeline import package_version
+
+        print(package_version())
+        raise typer.Exit
 
 
 @app.command()
@@ -120,6 +131,8 @@ def encode(
 
     if format not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if store not in ("float32", "float16"):
+        raise ValueError(f"--store must be float32 or float16, got {store!r}")
     sampling = Sampling(**_given(fps=fps, start=start, end=end), keep_partial=keep_partial)
     missing: list[VideoError] = []
     roots = [(Path(path) if Path(path).is_dir() else None, _videos(path, missing)) for path in paths]
@@ -149,7 +162,7 @@ def encode(
             outcomes.append(outcome)
             step.finished(outcome)
     console.show_outcomes(outcomes, time.monotonic() - started, as_json=as_json, quiet=quiet)
-    if any(outcome.status in ("failed", "partial") for outcome in outcomes):
+    if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -193,15 +206,15 @@ def ground(
     source: Annotated[str, typer.Argument(help="A video, or its feature file.")],
     query: Annotated[str, typer.Argument(help="The sentence to find.")],
     top: Annotated[int, typer.Option("--top", help="Moments to show.")] = 5,
-    smooth: Annotated[float | None, typer.Option("--smooth", help="Moving average, seconds. [default: 5]")] = None,
+    smooth: Annotated[float | None, typer.Option("--smooth", help="Moving average, seconds. (default: 5)")] = None,
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Level as a multiple of the mean. [default: 1]")
+        float | None, typer.Option("--threshold", help="Level as a multiple of the mean. (default: 1)")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option("--overlap", help="Largest IoU of two moments; 0 keeps them apart. [default: 0.5]")
+        float | None, typer.Option("--overlap", help="Largest IoU of two moments; 0 keeps them apart. (default: 0.5)")
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="watershed, contrast or whole. [default: watershed]")
+        str | None, typer.Option("--method", help="watershed, contrast or whole. (default: watershed)")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw curve, moments and thumbnails to this .png/.svg/.pdf.")
@@ -227,6 +240,8 @@ def ground(
     _check_query(query)
     if plot is not None:
         require("matplotlib", extra="plot")  # before the work, not after it
+        if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--plot must end in .png, .svg or .pdf, got {plot}")
     if Path(source).suffix.lower() in SUFFIXES:
         encoding = _given(encoder=encoder, fps=fps, interleave=interleave, drop=drop, select=select, residual=residual)
         if encoding or dtype is not None or keep_partial:
@@ -264,7 +279,8 @@ def info(
             "dim": feats.dim,
             "dtype": str(feats.embeddings.dtype),
             "first_seconds": float(feats.times[0]) if feats.num_frames else None,
-            "last_seconds": float(feats.frame_ends[-1]) if feats.num_frames else None,
+            "last_seconds": float(feats.times[-1]) if feats.num_frames else None,
+            "end_seconds": float(feats.frame_ends[-1]) if feats.num_frames else None,
             "roles": {role: feats.roles.count(role) for role in sorted(set(feats.roles))},
             "video": feats.video,
             "model": feats.model,
@@ -304,7 +320,7 @@ def flops(
     for index, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.1f}" for value in row.values()))
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
     console.show(table)
 
 
@@ -414,6 +430,8 @@ def _encoder(
 
     options = _given(interleave=interleave, drop=drop, select=select, residual=residual)
     if name == "dense":
+        if options.get("residual") == "none":
+            del options["residual"]
         if options:
             raise ValueError(f"--{next(iter(options))} has no meaning with --encoder dense")
         return DenseEncoder(model, **_given(batch_size=batch_size))

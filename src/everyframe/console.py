@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -102,7 +103,7 @@ def show_forecast(forecast: Forecast) -> None:
     count = len(forecast.seconds)
     say(
         f"{count} video{'s' if count != 1 else ''}, {clock(forecast.total_seconds)} of video: "
-        f"about {forecast.num_frames} features, {forecast.macs / 1e12:.3g} TFLOPs (multiply-accumulates)",
+        f"up to {forecast.num_frames} features, {forecast.macs / 1e12:.3g} TFLOPs (multiply-accumulates)",
         error=True,
     )
 
@@ -154,6 +155,10 @@ def show_moments(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
     if not rows:
         _out.print("nothing found")
         return
+    if "video" in rows[0]:  # absolute paths would fill the table; their common folder goes into the title
+        folder = os.path.commonpath([os.path.dirname(row["video"]) for row in rows])
+        rows = [{**row, "video": os.path.relpath(row["video"], folder) if folder else row["video"]} for row in rows]
+        title = f"{title} in {folder}" if folder else title
     table = Table(title=Text(title))
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "video" else "right", overflow="fold")

@@ -48,6 +48,11 @@ def flops(encoder: Countable, frames: int | None = None, *, rule: Rule = "paper"
 
     Raises ValueError for frames < 1 or an unknown rule.
     """
+    if not hasattr(encoder, "macs"):
+        raise TypeError(
+            f"encoder must be an encoder such as DenseEncoder(model), got {type(encoder).__name__}; "
+            "for a model without weights use backbone.skeleton(name)"
+        )
     if rule not in ("paper", "all"):
         raise ValueError(f'rule must be "paper" or "all", got {rule!r}')
     count = encoder.group_size if frames is None else frames

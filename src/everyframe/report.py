@@ -114,7 +114,7 @@ def plot_grounding(
     for number, (start, end) in enumerate(truth):
         axes.axvspan(start, end, fill=False, hatch="//", edgecolor="0.3", label="truth" if not number else None)
     axes.set(xlabel="seconds", ylabel="cosine", xlim=(feats.times[0], feats.frame_ends[-1]))
-    axes.set_title(f'"{title}" in {Path(video).name}', loc="left")
+    axes.set_title(f'"{title}" in {Path(video).name}'.replace("$", r"\$"), loc="left")  # "$" starts formulas
     axes.legend(loc="lower right", fontsize="small")
     for number, picture in enumerate(pictures):
         if picture is not None:

@@ -128,6 +128,8 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: s
     Raises ModelError when there is no such model, its architecture is not supported, or its weights do not
     match its configuration (no model is ever half loaded); ValueError for an unknown device or dtype.
     """
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f'name must be "bundled", a hub id or a folder, got {type(name).__name__}')
     torch_dtype, torch_device = parse_dtype(dtype), _parse_device(device)
     folder = hub.find_folder(name)
     towers = read_towers(folder)

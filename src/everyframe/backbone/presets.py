@@ -8,6 +8,7 @@ import torch
 
 from everyframe.backbone import hub
 from everyframe.backbone.families import read_towers
+from everyframe.backbone.hub import ModelError
 from everyframe.backbone.model import Model
 from everyframe.backbone.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from everyframe.backbone.vit import VisionConfig, VisionTransformer
@@ -49,7 +50,12 @@ def skeleton(name: str | Path) -> Model:
         preprocessing = Preprocess(size=config.image_size, shorter_side=config.image_size, mean=CLIP_MEAN, std=CLIP_STD)
         family = "clip"
     else:
-        towers = read_towers(hub.find_folder(name, config_only=True))
+        try:
+            folder = hub.find_folder(name, config_only=True)
+        except ModelError as error:
+            known = ", ".join(ARCHITECTURES)
+            raise ModelError(f"{error}; known without a checkpoint are {known}") from error
+        towers = read_towers(folder)
         config, preprocessing, family = towers.vision, towers.preprocessing, towers.family
     with torch.device("meta"):
         vision = VisionTransformer(config)

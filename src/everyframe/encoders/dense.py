@@ -24,8 +24,7 @@ class DenseEncoder:
     needs_motion = False
 
     def __init__(self, model: Model, *, batch_size: int = 32) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_model(model, batch_size)
         self.model = model
         self.batch_size = batch_size
 
@@ -71,8 +70,18 @@ def full_frame_macs(model: Model, rule: Rule) -> dict[str, float]:
     return frame_macs(model.vision.config, rule, patches=patches, tokens=model.vision.num_prefix + patches)
 
 
+def check_model(model: Model, batch_size: int) -> None:
+    """Raise unless these two make an encoder."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be what everyframe.load returns, got {type(model).__name__}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
 def check_frames(pixels: Tensor, model: Model) -> None:
-    """Raise ValueError unless `pixels` is floating point [T, 3, S, S] with the model's S."""
+    """Raise ValueError, or TypeError, unless `pixels` is a floating point tensor [T, 3, S, S] with the model's S."""
+    if not isinstance(pixels, Tensor):
+        raise TypeError(f"pixels must be a tensor, got {type(pixels).__name__}; model.preprocess(frames) makes them")
     side = model.image_size
     if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
         raise ValueError(

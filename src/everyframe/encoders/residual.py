@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from everyframe.backbone import Model
 from everyframe.cost import Rule, add_macs, frame_macs
-from everyframe.encoders.dense import check_frames, encode_full, full_frame_macs
+from everyframe.encoders.dense import check_frames, check_model, encode_full, full_frame_macs
 from everyframe.encoders.plan import check_interleave, fixed_roles
 from everyframe.tokens.drop import (
     SELECTIONS,
@@ -117,8 +117,7 @@ class ResidualViT:
     ) -> None:
         if select not in SELECTIONS:
             raise ValueError(f"select must be one of {', '.join(SELECTIONS)}, got {select!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_model(model, batch_size)
         self.model = model
         self.interleave = check_interleave(interleave)
         self.drop = float(drop)

@@ -1,6 +1,6 @@
 """From videos to features: decode ahead, encode in batches, resume, report what failed."""
 
-from everyframe.pipeline.encode import Outcome, Sampling, encode_video, encode_videos
+from everyframe.pipeline.encode import Outcome, Sampling, encode_video, encode_videos, package_version
 from everyframe.pipeline.plan import Forecast, forecast
 from everyframe.pipeline.resume import JOURNAL, is_address, output_paths
 
@@ -14,4 +14,5 @@ __all__ = [
     "forecast",
     "is_address",
     "output_paths",
+    "package_version",
 ]

@@ -45,6 +45,10 @@ class Sampling:
     keep_partial: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("fps", "start", "end"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ValueError(f"fps must be > 0, got {self.fps}")
         if self.start is not None and not (math.isfinite(self.start) and self.start >= 0):
@@ -110,6 +114,7 @@ def encode_video(
     """
     sampling = Sampling(fps=fps, start=start, end=end, keep_partial=keep_partial)
     _check_dtype(dtype)
+    _check_encoder(encoder)
     ahead = decode_ahead(_chunks(source, encoder, sampling), _CHUNKS_AHEAD)
     try:
         return _consume(ahead, encoder, sampling, dtype, partial(progress or _silent, source_name(source)))
@@ -137,6 +142,7 @@ def encode_videos(
     Raises ValueError for bad arguments before any work.
     """
     _check_dtype(dtype)
+    _check_encoder(encoder)
     journal = Journal(journal_file)
     work = _Work(encoder, sampling, dtype, journal, retry_failed)
     ahead = decode_ahead(work.items(sources), _CHUNKS_AHEAD)
@@ -167,7 +173,7 @@ class _Work:
 
     @property
     def journal_settings(self) -> dict[str, Any]:
-        return {**self.sampling.settings, "keep_partial": self.sampling.keep_partial, "version": _version()}
+        return {**self.sampling.settings, "keep_partial": self.sampling.keep_partial, "version": package_version()}
 
     def items(self, sources: Iterable[tuple[str | Path, Path]]) -> Iterator[_Chunk | _Finished | Outcome]:
         """For each video either an `Outcome`, when there is nothing to do, or its chunks and a `_Finished`."""
@@ -243,6 +249,8 @@ def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_C
         with sampled:
             yield from _preprocessed(sampled, encoder)
             video = _video_facts(source, sampled)
+            if sampling.end is None:  # read to its end: what was there counts, not what the header said
+                video["duration_seconds"] = sampled.last_end_seconds
     except VideoError as error:
         yield _Finished(error=error)
         return
@@ -348,7 +356,7 @@ class _Rows:
 def _features(rows: _Rows, finished: _Finished, encoder: Encoder, sampling: Sampling, dtype: str) -> VideoFeatures:
     if finished.error is not None:
         raise finished.error
-    settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": _version()}
+    settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": package_version()}
     if finished.motion_source is not None:
         settings["motion_source"] = finished.motion_source
     if finished.damage:
@@ -389,11 +397,19 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f'dtype of stored embeddings must be "float32" or "float16", got {dtype!r}')
 
 
+def _check_encoder(encoder: object) -> None:
+    if not hasattr(encoder, "needs_motion"):
+        raise TypeError(
+            f"encoder must be one such as ResidualViT(model) or DenseEncoder(model), got {type(encoder).__name__}"
+        )
+
+
 def _silent(name: str, num_frames: int, seconds: float) -> None:
     pass
 
 
-def _version() -> str:
+def package_version() -> str:
+    """The installed version of everyframe, as provenance records it."""
     try:
         return version("everyframe")
     except PackageNotFoundError:

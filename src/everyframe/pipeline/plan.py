@@ -32,17 +32,22 @@ def forecast(sources: Sequence[str | Path], encoder: Encoder, sampling: Sampling
     """Look at the headers of (at most 200 of) the videos. One that cannot be opened counts as zero seconds."""
     # Chosen at random but always the same: every n-th would be misled by folders with a rhythm.
     chosen = random.Random(0).sample(range(len(sources)), min(len(sources), _PROBED))
-    known = {index: _seconds(sources[index], sampling) for index in chosen}
-    average = sum(known.values()) / len(known) if known else 0.0
-    seconds = [known.get(index, average) for index in range(len(sources))]
-    frames = round(sum(seconds) * sampling.fps)
+    known = {index: _expect(sources[index], sampling) for index in chosen}
+    count = max(len(known), 1)
+    average = (sum(seconds for seconds, _ in known.values()) / count, sum(n for _, n in known.values()) / count)
+    expected = [known.get(index, average) for index in range(len(sources))]
+    seconds = [each for each, _ in expected]
+    frames = round(sum(number for _, number in expected))
     return Forecast(seconds=seconds, num_frames=frames, macs=frames * flops(encoder).per_frame)
 
 
-def _seconds(source: str | Path, sampling: Sampling) -> float:
+def _expect(source: str | Path, sampling: Sampling) -> tuple[float, float]:
+    """Seconds and frames to encode; never more frames than the video has."""
     try:
-        duration = probe(source).duration_seconds or 0.0
+        info = probe(source)
     except VideoError:
-        return 0.0  # reported when its turn comes
+        return 0.0, 0.0  # reported when its turn comes
+    duration = info.duration_seconds or 0.0
     end = duration if sampling.end is None else min(sampling.end, duration)
-    return max(end - (sampling.start or 0.0), 0.0)
+    seconds = max(end - (sampling.start or 0.0), 0.0)
+    return seconds, seconds * min(sampling.fps, info.average_fps or sampling.fps)

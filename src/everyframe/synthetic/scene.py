@@ -113,6 +113,7 @@ class Event:
     caption: str
     start: float
     end: float
+    entity: Entity
 
 
 @dataclass(frozen=True, kw_only=True)

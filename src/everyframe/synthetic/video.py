@@ -58,7 +58,7 @@ class SyntheticVideo:
         self._actors = draw_actors(rng, self.seconds, camera, combinations)
         # Drawing Gaussian noise per frame would cost more than the picture; slices of one bank look alike.
         self._noise = rng.standard_normal(3 * self.width * self.height + 65536).astype(np.float32)
-        self.events = [Event(query_for(rng, actor), actor.start, actor.end) for actor in self._actors]
+        self.events = [Event(query_for(rng, actor), actor.start, actor.end, actor.entity) for actor in self._actors]
 
     @property
     def name(self) -> str:

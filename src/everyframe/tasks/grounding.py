@@ -62,6 +62,8 @@ def ground(
     Returns moments within [times[0], frame_ends[-1]] in seconds; none for features without frames. Raises
     ValueError for a query of the wrong shape and parameters out of range, FeaturesError for a frame of zeros.
     """
+    if not isinstance(feats, VideoFeatures):
+        raise TypeError(f"feats must be VideoFeatures, got {type(feats).__name__}; use VideoFeatures.load(path)")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if top < 1:
@@ -99,6 +101,8 @@ def similarity(feats: VideoFeatures, query: Any) -> NDArray[np.float32]:
     query: [dim], array or tensor of any length but zero. Raises ValueError for a query that is not one finite
     vector of the features' dim, FeaturesError for a frame of zeros.
     """
+    if isinstance(query, str):
+        raise TypeError(f"query must be a vector, got {query!r}; encode it: model.encode_text([...])[0]")
     vector = as_array(query).astype(np.float32)
     if vector.ndim != 1:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Hit:
 
 
 def search(
-    features: Iterable[VideoFeatures],
+    features: Iterable[VideoFeatures] | str | os.PathLike[str],
     query: Any,
     *,
     top: int = 10,
@@ -37,7 +38,8 @@ def search(
 ) -> list[Hit]:
     """The best moments over all videos, highest score first; ties keep the order of the videos.
 
-    features: any iterable, read once, with one video's features in memory at a time (`load_folder`).
+    features: a folder of feature files, or any iterable, read once; one video's features are in memory at a time.
+        Of several features of one video the first counts, with a warning.
     query: [dim], array or tensor. per_video: the most hits that one video may take; they do not overlap.
     smooth: seconds of moving average. Shorter than `ground`'s 5 s, because here peaks of different videos
     compete: 5 s would take most of the height off a one-second event and rank long lukewarm scenes above it.
@@ -51,7 +53,11 @@ def search(
         raise ValueError(f"top and per_video must be at least 1, got {top} and {per_video}")
     if not (math.isfinite(shortest) and shortest >= 0):
         raise ValueError(f"shortest must be a number of seconds >= 0, got {shortest}")
+    if isinstance(features, (str, os.PathLike)):
+        features = load_folder(features)
     hits: list[Hit] = []
+    seen: set[str] = set()
+    repeated = 0
     space: dict[str, Any] | None = None
     for feats in features:
         space = space or space_of(feats)
@@ -59,11 +65,20 @@ def search(
         video = feats.video.get("path")
         if not isinstance(video, str):
             raise FeaturesError('the features do not say which video they are of: video["path"] is missing')
+        if video in seen:
+            repeated += 1
+            continue
+        seen.add(video)
         # Twice as many as asked for: growing to `shortest` can make neighbours overlap, and one of them goes.
         moments = ground(feats, query, top=2 * per_video, smooth=smooth, threshold=threshold, overlap=0.0)
         grown = [_at_least(moment, shortest, feats) for moment in moments]
         found = [Hit(video, m.start, m.end, m.score) for m in nms(grown, 0.0, top=per_video)]
         hits = sorted(hits + found, key=lambda hit: -hit.score)[:top]
+    if repeated:
+        warnings.warn(
+            f"{repeated} of the features are of videos that others cover too; the first of each was searched",
+            stacklevel=2,
+        )
     return hits
 
 
