@@ -451,3 +451,47 @@ def test_forecast_adds_up_what_the_headers_say(model: ef.Model, clips: Path, tmp
     assert part.seconds == pytest.approx([1.5])
     many = forecast(videos[:2] * 200, dense, Sampling())  # only some are opened
     assert many.total_seconds == pytest.approx(1800, rel=0.03)
+
+
+def test_features_record_the_duration_that_was_read(model: ef.Model) -> None:
+    video = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos" / "vfr.mp4"
+    if not video.exists():
+        pytest.skip("needs the real videos in ../shared/data")
+    feats = ef.encode_video(video, ef.DenseEncoder(model), fps=1)
+    # 205 frames, the last one at 12.946 s for 1/15 s; the header says 12.913 s.
+    assert feats.video["duration_seconds"] == pytest.approx(13.013, abs=0.001)
+    assert feats.frame_ends[-1] == pytest.approx(13.013, abs=0.001)
+
+
+def test_search_counts_a_video_once(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    for fps in (2, 3):
+        ef.encode_video(clips / "clip0.mp4", ef.DenseEncoder(model), fps=fps).save(tmp_path / f"{fps}.npz")
+    query = model.encode_text(["a red circle"])[0]
+    with pytest.warns(UserWarning, match="1 of the features are of videos that others cover too"):
+        hits = ef.search(tmp_path, query)
+    assert hits == ef.search([ef.VideoFeatures.load(tmp_path / "2.npz")], query)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, clip: ef.encode_video(clip, model), "encoder must be one such as .* got Model"),
+        (lambda model, clip: ef.encode_video(clip, "bundled"), "encoder must be one such as .* got str"),
+        (lambda model, clip: ef.encode_video(clip, ef.DenseEncoder(model), fps="3"), "fps must be a number, got '3'"),
+        (lambda model, clip: ef.ResidualViT("bundled"), r"model must be what everyframe\.load returns, got str"),
+        (lambda model, clip: ef.DenseEncoder(None), r"model must be what everyframe\.load returns, got NoneType"),
+        (lambda model, clip: ef.DenseEncoder(model).encode(np.zeros((1, 3, 112, 112))), "pixels must be a tensor"),
+        (lambda model, clip: ef.ground(np.zeros((3, 128)), np.ones(128)), "feats must be VideoFeatures, got ndarray"),
+        (lambda model, clip: ef.flops("ViT-L/14"), "encoder must be an encoder"),
+        (lambda model, clip: ef.load(None), "name must be"),
+    ],
+)
+def test_wrong_kinds_of_argument_are_named(model: ef.Model, clips: Path, call: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call(model, clips / "clip0.mp4")  # type: ignore[operator]
+
+
+def test_ground_says_that_a_query_must_be_encoded(model: ef.Model, clips: Path) -> None:
+    feats = ef.encode_video(clips / "clip2.mp4", ef.DenseEncoder(model))
+    with pytest.raises(TypeError, match="query must be a vector, got 'a door'"):
+        ef.ground(feats, "a door")

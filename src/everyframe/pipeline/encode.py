@@ -263,8 +263,11 @@ def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_C
 
 
 def _preprocessed(sampled: SampledVideo, encoder: Encoder) -> Iterator[_Chunk]:
-    """Collect frames, preprocess them a few at a time, hand out whole groups, about 2 x `batch_size` frames."""
-    per_chunk = encoder.group_size * max(2 * encoder.batch_size // encoder.group_size, 1)
+    """Collect frames, preprocess them a few at a time, hand out whole groups, about `batch_size` frames.
+
+    Small chunks let the encoder start early: until the first is full, nothing overlaps.
+    """
+    per_chunk = encoder.group_size * max(encoder.batch_size // encoder.group_size, 1)
     times: list[float] = []
     pixels: list[Tensor] = []
     motion: list[Tensor] = []
