@@ -495,3 +495,11 @@ def test_ground_says_that_a_query_must_be_encoded(model: ef.Model, clips: Path) 
     feats = ef.encode_video(clips / "clip2.mp4", ef.DenseEncoder(model))
     with pytest.raises(TypeError, match="query must be a vector, got 'a door'"):
         ef.ground(feats, "a door")
+
+
+def test_a_journal_that_cannot_be_written_stops_nothing(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    sources = [(clips / f"clip{index}.mp4", tmp_path / f"{index}.npz") for index in (1, 2)]
+    (tmp_path / "journal").mkdir()  # a folder stands where the file should go
+    batch = encode_videos(sources, ef.DenseEncoder(model), sampling=Sampling(), journal_file=tmp_path / "journal")
+    with pytest.warns(UserWarning, match="journal cannot be written"):
+        assert [outcome.status for outcome in batch] == ["done", "done"]

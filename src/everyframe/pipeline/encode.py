@@ -8,6 +8,7 @@ and the next file is being opened while the last one is still being encoded.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -155,7 +156,10 @@ def encode_videos(
             report = partial(progress or _silent, str(source))
             outcome, cause = _encode_to_file(chain([first], ahead), str(source), output, work, report)
             if cause != "output":  # a full disk says nothing about the video
-                journal.add(source, work.journal_settings, outcome.status, outcome.error)
+                try:
+                    journal.add(source, work.journal_settings, outcome.status, outcome.error)
+                except OSError as error:  # the features count; without its line a failed file is only tried again
+                    warnings.warn(f"{journal.path} cannot be written ({error.strerror or error})", stacklevel=2)
             yield outcome
     finally:
         ahead.close()
