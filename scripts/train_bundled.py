@@ -2,7 +2,7 @@
 
     python scripts/train_bundled.py --work work/bundled --out src/everyframe/assets/bundled
 
-About 75 minutes on one CPU core. Everything is seeded; a killed run goes on from its last checkpoint with
+About 70 minutes on one CPU core. Everything is seeded; a killed run goes on from its last checkpoint with
 the same command. Frames are rendered once into a pool, then trained on with most patches masked (FLIP, Li
 et al. 2023: the same accuracy for a fraction of the time), with a short unmasked phase at the end.
 
