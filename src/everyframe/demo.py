@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -149,7 +150,8 @@ def run_demo(
     found = _search_lines(encoded[list(readers)[1]], worlds, queries)
     for line in found:
         say(line)
-    shares = [world.moving_share() for world in worlds]
+    facts = (folder / "videos" / "videos.jsonl").read_text(encoding="utf-8").splitlines()
+    shares = [json.loads(line)["moving_share"] for line in facts]
     result = DemoResult(
         rows=rows,
         report=folder / "report.html",

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -144,8 +144,11 @@ def encode_videos(
     """
     _check_dtype(dtype)
     _check_encoder(encoder)
-    journal = Journal(journal_file)
-    work = _Work(encoder, sampling, dtype, journal, retry_failed)
+    work = _Work(encoder, sampling, dtype, Journal(journal_file), retry_failed)
+    return _encode_each(sources, work, progress or _silent)
+
+
+def _encode_each(sources: Sequence[tuple[str | Path, Path]], work: _Work, progress: Progress) -> Iterator[Outcome]:
     ahead = decode_ahead(work.items(sources), _CHUNKS_AHEAD)
     try:
         for source, output in sources:
@@ -153,13 +156,13 @@ def encode_videos(
             if isinstance(first, Outcome):
                 yield first
                 continue
-            report = partial(progress or _silent, str(source))
+            report = partial(progress, str(source))
             outcome, cause = _encode_to_file(chain([first], ahead), str(source), output, work, report)
             if cause != "output":  # a full disk says nothing about the video
                 try:
-                    journal.add(source, work.journal_settings, outcome.status, outcome.error)
+                    work.journal.add(source, work.journal_settings, outcome.status, outcome.error)
                 except OSError as error:  # the features count; without its line a failed file is only tried again
-                    warnings.warn(f"{journal.path} cannot be written ({error.strerror or error})", stacklevel=2)
+                    warnings.warn(f"{work.journal.path} cannot be written ({error.strerror or error})", stacklevel=2)
             yield outcome
     finally:
         ahead.close()
@@ -252,9 +255,7 @@ def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_C
         )
         with sampled:
             yield from _preprocessed(sampled, encoder)
-            video = _video_facts(source, sampled)
-            if sampling.end is None:  # read to its end: what was there counts, not what the header said
-                video["duration_seconds"] = sampled.last_end_seconds
+            video = _video_facts(source, sampled, sampling)
     except VideoError as error:
         yield _Finished(error=error)
         return
@@ -303,11 +304,12 @@ def _preprocessed(sampled: SampledVideo, encoder: Encoder) -> Iterator[_Chunk]:
         yield _Chunk(times, torch.cat(pixels), torch.cat(motion) if motion else None)
 
 
-def _video_facts(source: Source, sampled: SampledVideo) -> dict[str, Any]:
+def _video_facts(source: Source, sampled: SampledVideo, sampling: Sampling) -> dict[str, Any]:
     info = sampled.info
+    read_to_its_end = sampling.end is None  # then what was there counts, not what the header said
     facts: dict[str, Any] = {
         "path": source_name(source),
-        "duration_seconds": info.duration_seconds,
+        "duration_seconds": sampled.last_end_seconds if read_to_its_end else info.duration_seconds,
         "width": info.width,
         "height": info.height,
         "fps": info.average_fps,
@@ -415,6 +417,7 @@ def _silent(name: str, num_frames: int, seconds: float) -> None:
     pass
 
 
+@cache
 def package_version() -> str:
     """The installed version of everyframe, as provenance records it."""
     try:
