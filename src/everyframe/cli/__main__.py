@@ -1,0 +1,3 @@
+from everyframe.cli import main
+
+main()

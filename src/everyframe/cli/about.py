@@ -1,0 +1,98 @@
+"""everyframe info, everyframe flops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from everyframe import console
+from everyframe.cli.app import app
+from everyframe.cli.options import DropOption, FpsOption, InterleaveOption, JsonOption, given
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="A video, a feature file, or a model (folder, hub id, 'bundled').")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a video, a feature file or a model is."""
+    from everyframe.features import SUFFIXES, VideoFeatures
+
+    file = Path(path)
+    if file.suffix.lower() in SUFFIXES:
+        feats = VideoFeatures.load(file)
+        facts: dict[str, Any] = {
+            "frames": feats.num_frames,
+            "dim": feats.dim,
+            "dtype": str(feats.embeddings.dtype),
+            "first_seconds": float(feats.times[0]) if feats.num_frames else None,
+            "last_seconds": float(feats.times[-1]) if feats.num_frames else None,
+            "end_seconds": float(feats.frame_ends[-1]) if feats.num_frames else None,
+            "roles": {role: feats.roles.count(role) for role in sorted(set(feats.roles))},
+            "video": feats.video,
+            "model": feats.model,
+            "settings": feats.settings,
+        }
+    elif path == "bundled" or (file.is_dir() and (file / "config.json").is_file()) or not _looks_local(path):
+        facts = _model_info(path)
+    else:
+        from dataclasses import asdict
+
+        from everyframe.video import probe
+
+        facts = asdict(probe(path, scan=True))
+    console.show_facts(facts, as_json)
+
+
+@app.command()
+def flops(
+    model: Annotated[
+        str, typer.Option("--model", help="ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336, or any model.")
+    ] = "ViT-L/14",
+    interleave: InterleaveOption = None,
+    drop: DropOption = None,
+    fps: FpsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cost of the encoders, by the paper's counting rule and with attention (multiply-accumulates)."""
+    from everyframe.report import cost_table
+
+    rows = cost_table(model, **given(interleave=interleave, drop=drop, fps=fps))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{model}: GFLOPs (multiply-accumulates)")
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
+    console.show(table)
+
+
+def _looks_local(path: str) -> bool:
+    return Path(path).exists() or Path(path).suffix != "" or path.count("/") != 1
+
+
+def _model_info(name: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from everyframe.backbone import load
+
+    model = load(name)
+    return {
+        "model": model.name,
+        "family": model.family,
+        "dim": model.dim,
+        "text": model.text is not None,
+        "image_size": model.image_size,
+        "patches": model.vision.num_patches,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_sha256": model.weights_sha256,
+        "vision": asdict(model.vision.config),
+        "preprocess": model.preprocess_settings,
+    }

@@ -1,0 +1,116 @@
+"""everyframe encode."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everyframe import console
+from everyframe.cli.app import app
+from everyframe.cli.options import (
+    BatchOption,
+    DeviceOption,
+    DropOption,
+    DtypeOption,
+    EncoderOption,
+    EndOption,
+    FpsOption,
+    InterleaveOption,
+    JsonOption,
+    ModelOption,
+    PartialOption,
+    QuietOption,
+    ResidualOption,
+    SelectOption,
+    StartOption,
+    ThreadsOption,
+    check_writable,
+    distinct,
+    given,
+    load_model,
+    make_encoder,
+    videos_of,
+)
+
+if TYPE_CHECKING:
+    from everyframe.pipeline import Outcome
+    from everyframe.video import VideoError
+
+FORMATS = ("npz", "npy", "h5", "parquet")
+
+
+@app.command()
+def encode(
+    paths: Annotated[list[str], typer.Argument(help="Videos, folders, globs, or text files of paths.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the feature files.")] = Path("features"),
+    format: Annotated[str, typer.Option("--format", help="npz, npy, h5 or parquet.")] = "npz",
+    store: Annotated[str, typer.Option("--store", help="float32 or float16 embeddings.")] = "float32",
+    model: ModelOption = None,
+    encoder: EncoderOption = None,
+    fps: FpsOption = None,
+    interleave: InterleaveOption = None,
+    drop: DropOption = None,
+    select: SelectOption = None,
+    residual: ResidualOption = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchOption = None,
+    threads: ThreadsOption = None,
+    keep_partial: PartialOption = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try files again that could not be read in an earlier run.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode videos to feature files; what is already done with the same settings is skipped."""
+    from everyframe.pipeline import JOURNAL, Sampling, encode_videos, forecast, output_paths
+
+    if format not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if store not in ("float32", "float16"):
+        raise ValueError(f"--store must be float32 or float16, got {store!r}")
+    sampling = Sampling(**given(fps=fps, start=start, end=end), keep_partial=keep_partial)
+    missing: list[VideoError] = []
+    roots = [(Path(path) if Path(path).is_dir() else None, videos_of(path, missing)) for path in paths]
+    if not any(videos for _, videos in roots):
+        raise missing[0]
+    sources = output_paths(distinct(roots), out, f".{format}")
+    check_writable(out)
+    reader = make_encoder(
+        load_model(model, device, dtype, threads), encoder, interleave, drop, select, residual, batch_size
+    )
+    silent = quiet or as_json
+    expected = None if silent else forecast([source for source, _ in sources], reader, sampling)
+    if expected is not None:
+        console.show_forecast(expected)
+    started = time.monotonic()
+    outcomes = [_not_found(error) for error in missing]
+    with console.BatchProgress(expected, silent=silent) as step:
+        for outcome in outcomes:
+            step.failed(outcome)
+        for outcome in encode_videos(
+            sources,
+            reader,
+            sampling=sampling,
+            dtype=store,
+            progress=step.frames,
+            journal_file=out / JOURNAL,
+            retry_failed=retry_failed,
+        ):
+            outcomes.append(outcome)
+            step.finished(outcome)
+    console.show_outcomes(outcomes, time.monotonic() - started, as_json=as_json, quiet=quiet)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _not_found(error: VideoError) -> Outcome:
+    from everyframe.pipeline import Outcome
+
+    return Outcome(source=str(error).partition(": ")[0], output=None, status="failed", error=str(error))

@@ -1,0 +1,151 @@
+"""What several commands share: options, and what is made of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from everyframe.backbone import Model
+    from everyframe.encoders import Encoder
+    from everyframe.features import VideoFeatures
+    from everyframe.video import VideoError
+
+DEFAULT_MODEL = "openai/clip-vit-base-patch16"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help=f"Hub id, local folder, or 'bundled' (knows only synthetic videos). (default: {DEFAULT_MODEL})",
+    ),
+]
+EncoderOption = Annotated[str | None, typer.Option("--encoder", help="residual or dense. (default: residual)")]
+InterleaveOption = Annotated[int | None, typer.Option("--interleave", help="P-frames after each I-frame. (default: 2)")]
+DropOption = Annotated[
+    float | None, typer.Option("--drop", help="Share of patches dropped in P-frames, [0, 1). (default: 0.85)")
+]
+SelectOption = Annotated[
+    str | None,
+    typer.Option("--select", help="motion, center, uniform, random or residual. (default: motion)"),
+]
+ResidualOption = Annotated[
+    str | None,
+    typer.Option("--residual", help="Residual tokenizer: auto, none, or a file. (default: auto)"),
+]
+FpsOption = Annotated[float | None, typer.Option("--fps", help="Features per second. (default: 3)")]
+StartOption = Annotated[float | None, typer.Option("--start", help="First second to encode.")]
+EndOption = Annotated[float | None, typer.Option("--end", help="Second to stop at.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... (default: cuda if any)")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Computation: float32, bfloat16 or float16. (default: float32)"),
+]
+BatchOption = Annotated[int | None, typer.Option("--batch-size", help="I-frames per forward pass.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of the model.")]
+PartialOption = Annotated[
+    bool, typer.Option("--keep-partial", help="Of damaged files keep the frames that can be read.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and errors.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were set; an unset one leaves the callee's own default in force."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def load_model(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> Model:
+    from everyframe.backbone import load
+
+    set_threads(threads)
+    return load(name or DEFAULT_MODEL, **given(device=device, dtype=dtype))
+
+
+def model_of(feats: VideoFeatures, name: str | None, device: str | None) -> Model:
+    """The model that made the features, for encoding a query."""
+    from everyframe.features import FeaturesError
+
+    recorded = feats.model.get("id")
+    if name is None and not isinstance(recorded, str):
+        raise FeaturesError("the features do not say which model made them; pass --model")
+    model = load_model(name or recorded, device, None, None)
+    if feats.model.get("weights_sha256") not in (None, model.weights_sha256):
+        raise FeaturesError(
+            f"the features were made by other weights than those of {model.name} "
+            f"(recorded model: {recorded}); pass the model that made them as --model"
+        )
+    return model
+
+
+def make_encoder(
+    model: Model,
+    name: str | None,
+    interleave: int | None,
+    drop: float | None,
+    select: str | None,
+    residual: str | None,
+    batch_size: int | None,
+) -> Encoder:
+    from everyframe.encoders import DenseEncoder, ResidualViT
+
+    options = given(interleave=interleave, drop=drop, select=select, residual=residual)
+    if name == "dense":
+        if options.get("residual") == "none":
+            del options["residual"]
+        if options:
+            raise ValueError(f"--{next(iter(options))} has no meaning with --encoder dense")
+        return DenseEncoder(model, **given(batch_size=batch_size))
+    if name not in (None, "residual"):
+        raise ValueError(f"--encoder must be residual or dense, got {name!r}")
+    if options.get("residual") == "none":
+        options["residual"] = None
+    return ResidualViT(model, **options, **given(batch_size=batch_size))
+
+
+def check_query(query: str) -> None:
+    if not query.strip():
+        raise ValueError("the query is empty; say what to look for")
+
+
+def check_writable(out: Path) -> None:
+    """Fail before an hour of work, not after it."""
+    import tempfile
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+
+
+def videos_of(path: str, missing: list[VideoError]) -> list[str | Path]:
+    from everyframe.pipeline import is_address
+    from everyframe.video import find_videos
+
+    return [path] if is_address(path) else [*find_videos([path], failures=missing)]
+
+
+def distinct(roots: list[tuple[Path | None, list[str | Path]]]) -> list[tuple[Path | None, list[str | Path]]]:
+    """Every video once, under the first argument that named it."""
+    seen: set[str] = set()
+    result: list[tuple[Path | None, list[str | Path]]] = []
+    for root, videos in roots:
+        fresh = [video for video in videos if os.path.abspath(video) not in seen]
+        seen.update(os.path.abspath(video) for video in fresh)
+        result.append((root, fresh))
+    return result
