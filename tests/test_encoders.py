@@ -66,7 +66,7 @@ def make_tokenizer(model, seed=0):
 
 
 def pair(tokenizer):
-    return tokenizer.linear.weight.detach(), tokenizer.linear.bias.detach()
+    return tokenizer.layers[0].weight.detach(), tokenizer.layers[0].bias.detach()
 
 
 def assert_near(actual, expected, atol=1e-5):
@@ -126,7 +126,7 @@ def test_sequence_is_prefix_then_residual_token_then_kept_patches(models, family
     kept = encoder.kept_indices(pixels, motion, torch.tensor([1]))[0]
     everything = vision.embed(vision.patchify(pixels[1:]))[0]
     assert torch.equal(reduced[0, :prefix], vision.prefix_tokens)
-    assert_near(reduced[0, prefix], tokenizer.linear.weight @ features[0] + tokenizer.linear.bias)
+    assert_near(reduced[0, prefix], tokenizer.layers[0].weight @ features[0] + tokenizer.layers[0].bias)
     assert_near(reduced[0, prefix + 1 :], everything[kept])
     assert_near(features.norm(dim=1), torch.ones(2), atol=1e-6)
 
@@ -358,8 +358,8 @@ def test_tokenizer_file_in_half_precision_is_read(clip, tmp_path):
     weight, bias = pair(make_tokenizer(clip))
     save_file({"weight": weight.half(), "bias": bias.half()}, tmp_path / "half.safetensors")
     tokenizer = ResidualTokenizer.load(tmp_path / "half.safetensors", clip)
-    assert tokenizer.linear.weight.dtype == torch.float32
-    assert torch.equal(tokenizer.linear.weight, weight.half().float())
+    assert tokenizer.layers[0].weight.dtype == torch.float32
+    assert torch.equal(tokenizer.layers[0].weight, weight.half().float())
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_tokenizer_file_in_half_precision_is_read(clip, tmp_path):
         ),
         ({"weight": (24, 32), "bias": (24,)}, ValueError, "does not fit"),
         ({"weight": (32, 24)}, ValueError, "does not fit"),
-        ({"weight": (32, 24), "bias": (32,), "extra": (1,)}, ValueError, "does not fit"),
+        ({"weight": (32, 24), "bias": (32,), "extra": (1,)}, ValueError, "is not a residual tokenizer: it holds"),
     ],
 )
 def test_bad_tokenizer_files_raise(clip, tmp_path, content, error, message):
@@ -427,7 +427,7 @@ def test_gradients_reach_the_tokenizer_and_nothing_else(models, family):
 
     loss().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
-    bias, weight = tokenizer.linear.bias, tokenizer.linear.weight
+    bias, weight = tokenizer.layers[0].bias, tokenizer.layers[0].weight
     assert float(weight.grad.abs().max()) > 1e-4
     for parameter, place in ((bias, (5,)), (bias, (17,)), (weight, (3, 7))):
         step, slopes = 1e-2, []

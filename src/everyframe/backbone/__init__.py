@@ -7,7 +7,14 @@ from everyframe.backbone.model import Model, load
 from everyframe.backbone.preprocess import Preprocess
 from everyframe.backbone.presets import ARCHITECTURES, skeleton
 from everyframe.backbone.text import TextConfig, TextTransformer
-from everyframe.backbone.vit import Block, BlockConfig, VisionConfig, VisionTransformer, resize_positions
+from everyframe.backbone.vit import (
+    Block,
+    BlockConfig,
+    VisionConfig,
+    VisionTransformer,
+    resize_positions,
+    unfold_patches,
+)
 
 __all__ = [
     "ARCHITECTURES",
@@ -23,4 +30,5 @@ __all__ = [
     "load",
     "resize_positions",
     "skeleton",
+    "unfold_patches",
 ]

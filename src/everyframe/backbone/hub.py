@@ -68,6 +68,17 @@ def _download(name: str, config_only: bool) -> Path:
     return folder
 
 
+def find_file(name: str, file: str) -> Path:
+    """One file of a hub repository, from the hub or its cache. Raises ModelError when it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    unreachable = _probe(name)
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=unreachable is not None))
+    except Exception as error:  # as in _download
+        raise _explain(name, unreachable or error) from (unreachable or error)
+
+
 def _probe(name: str) -> Exception | None:
     """Ask the hub for the model, within HF_HUB_ETAG_TIMEOUT seconds (10 by default): None, or why it cannot
     be had.

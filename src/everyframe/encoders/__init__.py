@@ -7,7 +7,8 @@ from torch import Tensor
 from everyframe.backbone import Model
 from everyframe.cost import Rule
 from everyframe.encoders.dense import DenseEncoder
-from everyframe.encoders.residual import ResidualTokenizer, ResidualViT
+from everyframe.encoders.residual import ResidualViT
+from everyframe.encoders.tokenizer import ResidualTokenizer
 
 
 class Encoder(Protocol):

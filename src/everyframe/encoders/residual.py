@@ -5,7 +5,8 @@ T frames, P patches, n kept patches, W width of the transformer, D width of the 
 
 A P-frame runs the *same frozen weights* on the sequence [prefix, r, kept patches]:
 - prefix: CLS (CLIP), CLS and registers (DINOv2), nothing (SigLIP);
-- r = A(f_I): a linear layer fed the L2-normalised I-feature. It carries no positional embedding;
+- r = A(f_I): the residual tokenizer (`tokenizer.py`) fed the L2-normalised I-feature. It carries no positional
+  embedding;
 - kept patches: chosen first and embedded after, so that a dropped patch costs nothing.
 f_I is whatever the encoder returns for an I-frame: CLIP's projected CLS, SigLIP's attention-pooled feature
 (so its pooling head attends to r as to any token), DINOv2's CLS after the final norm.
@@ -13,21 +14,18 @@ f_I is whatever the encoder returns for an I-frame: CLIP's projected CLS, SigLIP
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from everyframe.backbone import Model
+from everyframe.backbone import Model, resize_positions, unfold_patches
 from everyframe.cost import Rule, add_macs, frame_macs
 from everyframe.encoders.dense import check_frames, check_model, encode_full, full_frame_macs
 from everyframe.encoders.plan import check_interleave, fixed_roles
+from everyframe.encoders.tokenizer import ResidualTokenizer, resolve_tokenizer
 from everyframe.tokens.drop import (
     SELECTIONS,
     center_indices,
@@ -39,55 +37,7 @@ from everyframe.tokens.drop import (
     uniform_indices,
 )
 
-TOKENIZER_FILE = "residual_tokenizer.safetensors"  # beside a model's weights, found by residual="auto"
-
-
-class ResidualTokenizer(nn.Module):
-    """The residual tokenizer A: float [n, D] L2-normalised I-features -> residual tokens [n, W]."""
-
-    def __init__(self, dim: int, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.linear(features)
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits that tell the present weights from others."""
-        tensors = (self.linear.weight, self.linear.bias)
-        values = b"".join(tensor.detach().float().cpu().numpy().tobytes() for tensor in tensors)
-        return hashlib.sha256(values).hexdigest()[:16]
-
-    @classmethod
-    def load(cls, path: str | Path, model: Model) -> ResidualTokenizer:
-        """Read "weight" [W, D] and "bias" [W] from a safetensors file, checked against `model`.
-
-        Raises FileNotFoundError when there is no file, ValueError when it is not such a file or fits another
-        model.
-        """
-        file = Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"residual tokenizer {file} does not exist")
-        try:
-            tensors = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
-        width = model.vision.config.width
-        wanted = {"weight": (width, model.dim), "bias": (width,)}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != wanted:
-            raise ValueError(
-                f"residual tokenizer {file} does not fit {model.name}: it holds {found}, needed are {wanted}"
-            )
-        tokenizer = cls(model.dim, width)
-        tokenizer.linear.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        return tokenizer
-
-    def save(self, path: str | Path) -> None:
-        """Write the file that `load` reads."""
-        state = {name: tensor.detach().contiguous() for name, tensor in self.linear.state_dict().items()}
-        save_file(state, path)
+REDUCTIONS = ("drop", "resize")
 
 
 class ResidualViT:
@@ -95,8 +45,11 @@ class ResidualViT:
 
     select: how patches are kept: "motion" (most motion, the paper's best), "center", "uniform", "random", or
         "residual" (largest absolute difference to the frame before).
-    residual: None (training-free), a path to a tokenizer file ("weight" [W, D], "bias" [W]), a
-        `ResidualTokenizer`, or "auto": the one that ships with the model, else None with a warning.
+    residual: None (training-free), a tokenizer file ("weight" [W, D], "bias" [W]), a folder or hub repository that
+        `everyframe distill` made, a `ResidualTokenizer`, or "auto": the one that ships with the model, else None
+        with a warning.
+    reduction: "drop", or "resize", the paper's comparator: P-frames are shrunk to about as many patches as "drop"
+        keeps (a square grid, positional embeddings interpolated), and `select` has no meaning.
     seed: decides "random" and the order of equal scores; a frame's choice also depends on its number in the
         video, never on batching.
     batch_size: I-frames per forward pass; P-frames are batched to about as many tokens.
@@ -112,9 +65,12 @@ class ResidualViT:
         select: str = "motion",
         residual: str | Path | ResidualTokenizer | None = "auto",
         *,
+        reduction: str = "drop",
         seed: int = 0,
         batch_size: int = 32,
     ) -> None:
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         if select not in SELECTIONS:
             raise ValueError(f"select must be one of {', '.join(SELECTIONS)}, got {select!r}")
         check_model(model, batch_size)
@@ -122,10 +78,14 @@ class ResidualViT:
         self.interleave = check_interleave(interleave)
         self.drop = float(drop)
         self.num_kept = num_kept(model.vision.num_patches, self.drop)
+        self.reduction = reduction
+        if reduction == "resize":
+            # round, not floor: 5 x 5 stands for the 29 of 14 x 14 patches that 85 % leaves.
+            self.num_kept = max(1, round(model.vision.grid * (1 - self.drop) ** 0.5)) ** 2
         self.select = select
         self.seed = seed
         self.batch_size = batch_size
-        self.tokenizer, self._residual_name = _resolve_tokenizer(residual, model)
+        self.tokenizer, self._residual_name = resolve_tokenizer(residual, model, self.drop)
 
     @property
     def dim(self) -> int:
@@ -139,12 +99,13 @@ class ResidualViT:
     @property
     def needs_motion(self) -> bool:
         """Does `encode` use motion maps with these settings?"""
-        return self.select == "motion" and self.interleave > 0 and self.num_kept < self.model.vision.num_patches
+        some_go = self.reduction == "drop" and self.num_kept < self.model.vision.num_patches
+        return self.select == "motion" and self.interleave > 0 and some_go
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the features, for provenance."""
-        return {
+        settings = {
             "encoder": self.name,
             "interleave": self.interleave,
             "drop": self.drop,
@@ -152,6 +113,8 @@ class ResidualViT:
             "residual": self.tokenizer and f"{self._residual_name}:{self.tokenizer.fingerprint}",
             "seed": self.seed,
         }
+        # Left out where it is the usual one: features made before there was a choice stay comparable.
+        return settings if self.reduction == "drop" else {**settings, "reduction": self.reduction}
 
     def roles(self, num_frames: int) -> str:
         """ "IPPIPP..." for that many frames."""
@@ -160,11 +123,12 @@ class ResidualViT:
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
         """Multiply-accumulates of that many frames by part, see `everyframe.cost`."""
         vision = self.model.vision
-        patches = vision.num_patches * (1 - self.drop) if rule == "paper" else self.num_kept
+        exact = rule == "all" or self.reduction == "resize"
+        patches = self.num_kept if exact else vision.num_patches * (1 - self.drop)
         tokens = vision.num_prefix + patches + (self.tokenizer is not None)
         reduced = frame_macs(vision.config, rule, patches=patches, tokens=tokens)
         if self.tokenizer is not None:
-            reduced["residual token"] = float(self.dim * vision.config.width)
+            reduced["residual token"] = float(self.tokenizer.macs)
         full = self.roles(num_frames).count("I")
         return add_macs((full, full_frame_macs(self.model, rule)), (num_frames - full, reduced))
 
@@ -200,8 +164,13 @@ class ResidualViT:
         return features
 
     def kept_indices(self, pixels: Tensor, motion: Tensor | None, rows: Tensor, first_frame: int = 0) -> Tensor:
-        """The patches each frame in `rows` keeps: int64 [len(rows), n], sorted, in raster numbering."""
+        """The patches each frame in `rows` keeps: int64 [len(rows), n], sorted, in raster numbering.
+
+        With reduction="resize" all n patches of the shrunk frame.
+        """
         vision, kept = self.model.vision, self.num_kept
+        if self.reduction == "resize":
+            return torch.arange(kept).expand(len(rows), -1)
         if kept == vision.num_patches or self.select == "uniform":
             return uniform_indices(vision.num_patches, kept).expand(len(rows), -1)
         if self.select == "center":
@@ -219,39 +188,22 @@ class ResidualViT:
         Differentiable, so that the residual tokenizer can be trained through it.
         """
         vision, model = self.model.vision, self.model
-        patches = vision.patchify(pixels)
-        where = indices.to(patches.device)[..., None].expand(-1, -1, patches.shape[2])
-        patches = patches.gather(1, where).to(model.device, model.dtype)
-        parts = [vision.prefix(len(pixels)), vision.embed(patches, indices.to(model.device))]
+        if self.reduction == "resize":
+            tokens = self._embed_small(pixels)
+        else:
+            patches = vision.patchify(pixels)
+            where = indices.to(patches.device)[..., None].expand(-1, -1, patches.shape[2])
+            patches = patches.gather(1, where).to(model.device, model.dtype)
+            tokens = vision.embed(patches, indices.to(model.device))
+        parts = [vision.prefix(len(pixels)), tokens]
         if self.tokenizer is not None:
-            dtype = self.tokenizer.linear.weight.dtype
-            parts.insert(1, self.tokenizer(i_features.to(dtype))[:, None].to(model.dtype))
+            parts.insert(1, self.tokenizer(i_features.to(self.tokenizer.dtype))[:, None].to(model.dtype))
         return F.normalize(vision.encode(torch.cat(parts, 1)).float(), dim=1)
 
-
-def _resolve_tokenizer(
-    residual: str | Path | ResidualTokenizer | None, model: Model
-) -> tuple[ResidualTokenizer | None, str | None]:
-    """The tokenizer on the model's device, and where it came from, for provenance."""
-    if residual is None:
-        return None, None
-    if isinstance(residual, ResidualTokenizer):
-        wanted = (model.vision.config.width, model.dim)
-        if tuple(residual.linear.weight.shape) != wanted:
-            raise ValueError(
-                f"the residual tokenizer's weight is {list(residual.linear.weight.shape)}, "
-                f"{model.name} needs {list(wanted)}"
-            )
-        return residual.to(model.device), "given"
-    if residual == "auto":
-        file = (model.folder or Path()) / TOKENIZER_FILE
-        if model.folder is None or not file.is_file():
-            warnings.warn(
-                f"no residual tokenizer comes with {model.name}: P-frames go without a residual token; "
-                "pass residual=None (--residual none) to say so, or a path to one you trained",
-                stacklevel=3,
-            )
-            return None, None
-    else:
-        file = Path(residual)
-    return ResidualTokenizer.load(file, model).to(model.device), file.name
+    def _embed_small(self, pixels: Tensor) -> Tensor:
+        """All patches of frames shrunk to a coarser grid: [B, 3, S, S] -> tokens [B, n, W]."""
+        vision = self.model.vision
+        grid, size = round(self.num_kept**0.5), vision.config.patch_size
+        small = F.interpolate(pixels.float(), size=(grid * size, grid * size), mode="bilinear", antialias=True)
+        patches = unfold_patches(small, size).to(vision.patch.weight.device, vision.patch.weight.dtype)
+        return vision.patch(patches) + resize_positions(vision.positions, grid)
