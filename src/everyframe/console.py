@@ -98,6 +98,36 @@ class BatchProgress:
         )
 
 
+class StepProgress:
+    """A progress bar over training steps with the latest loss and the time left; shows nothing if `silent`."""
+
+    def __init__(self, *, silent: bool) -> None:
+        columns = (TextColumn("step"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
+        self._progress = None if silent else Progress(*columns, console=_err)
+        self._task: Any = None
+
+    def __enter__(self) -> StepProgress:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def step(self, step: int, total: int, loss: float) -> None:
+        """`step` of `total` is done."""
+        if self._progress is None:
+            return
+        count = f"{step}/{total}, loss {loss:.4f}"
+        if self._task is None:
+            # A resumed run starts in the middle; what was done before says nothing about the time left.
+            self._task = self._progress.add_task("", total=total, completed=step, count=count)
+        self._progress.update(self._task, completed=step, count=count)
+
+
 def show_forecast(forecast: Forecast) -> None:
     """What is to come, before it starts."""
     count = len(forecast.seconds)

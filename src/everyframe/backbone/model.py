@@ -114,6 +114,17 @@ class Model(nn.Module):
         """
         return self._preprocessing.motion(maps, size)
 
+    def pack(self, pixels: Tensor) -> Tensor:
+        """What `preprocess` returned, float [T, 3, S, S], as the bytes it came from: uint8, a quarter of the size.
+
+        Exact: resized frames are rounded to bytes before they are normalised, as transformers rounds them.
+        """
+        return self._preprocessing.pack(pixels)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Frames uint8 [T, 3, S, S] of `pack` -> float32 pixels, equal to those packed."""
+        return self._preprocessing.unpack(packed)
+
     def extra_repr(self) -> str:
         return f"{self.name}, {self.family}, dim={self.dim}, image_size={self.image_size}, dtype={self.dtype}"
 

@@ -101,6 +101,16 @@ class Preprocess:
         factors = torch.tensor([scale, shift], device=device).view(2, 3, 1, 1)
         return factors[0], factors[1]
 
+    def pack(self, pixels: Tensor) -> Tensor:
+        """The bytes that `__call__` normalised: float [T, 3, S, S] -> uint8, exactly."""
+        scale, shift = self._affine(pixels.device)
+        return ((pixels.float() - shift) / scale).round_().clamp_(0, 255).to(torch.uint8)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """What `__call__` returned, from the bytes of `pack`: uint8 [T, 3, S, S] -> float32."""
+        scale, shift = self._affine(packed.device)
+        return packed.float().mul_(scale).add_(shift)
+
     def motion(self, maps: np.ndarray | Tensor, size: tuple[int, int]) -> Tensor:
         """Maps float [T, h, w], each covering a whole frame of `size` (H, W), -> float32 [T, S, S] where
         `__call__` puts the same places. Values are averaged or interpolated (triangle filter) and otherwise

@@ -1,0 +1,99 @@
+"""Fit the bundled model's residual tokenizer on the synthetic world, as a user would on videos of their own.
+
+    python scripts/train_bundled_tokenizer.py --work work/tokenizer --out src/everyframe/assets/bundled
+
+Renders videos of combinations that the bundled model's training showed (other videos than its own), writes a table of
+captioned segments, and calls `everyframe.training.distill`. Everything is seeded; a killed run goes on with the
+same command. --loss and --seed make the tokenizers that benchmarks/ablation.sh compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+import everyframe as ef
+from everyframe.encoders.tokenizer import PUBLISHED_FILE, TOKENIZER_FILE
+from everyframe.synthetic import synthesize
+from everyframe.training import distill, open_clips
+
+FIRST_SEED = 2000  # times 1000: held-out videos use seeds below 1,000,000, the bundled model's training those above
+SECONDS, SEGMENT = 60.0, 4.0
+
+
+def render(folder: Path, videos: int, workers: int) -> Path:
+    """Render the training videos once and the table of their captioned segments; returns the table."""
+    table = folder / "captions.csv"
+    if table.exists():
+        return table
+    rows = []
+    for world in synthesize(
+        folder,
+        videos=videos,
+        seconds=SECONDS,
+        seed=FIRST_SEED,
+        fps=6.0,
+        size=(192, 144),
+        combinations="seen",
+        workers=workers,
+    ):
+        for start in range(0, int(SECONDS), int(SEGMENT)):
+            middle = start + SEGMENT / 2
+            rows.append([f"{world.name}.mp4", world.caption(middle), start, start + SEGMENT])
+        if len(rows) % 1500 == 0:
+            print(f"rendered {len(rows) * SEGMENT / SECONDS:.0f} of {videos} videos", flush=True)
+    with table.with_suffix(".tmp").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["video", "caption", "start", "end"], *rows])
+    table.with_suffix(".tmp").replace(table)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("work/tokenizer"), help="videos and runs")
+    parser.add_argument("--out", type=Path, help="model folder to put the tokenizer into; without, only --work")
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--videos", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--loss", default="mse")
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--drop", type=float, default=0.85)
+    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=Path, help="texts for --loss prompts")
+    parser.add_argument("--name", help="of the run's folder in --work; default from loss, layers, drop and seed")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render")
+    parser.add_argument("--threads", type=int, default=1, help="threads that train")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    videos = options.work / "videos"
+    table = render(videos, options.videos, options.workers)
+    run = options.work / (options.name or f"{options.loss}-{options.layers}-{options.drop:g}-{options.seed}")
+    result = distill(
+        ef.load(options.model, device="cpu"),
+        open_clips(videos, table),
+        run,
+        prompts=options.prompts,
+        loss=options.loss,
+        layers=options.layers,
+        drop=options.drop,
+        rate=options.rate,
+        batch=options.batch,
+        steps=options.steps,
+        seed=options.seed,
+        say=lambda text: print(text, flush=True),
+    )
+    print(json.dumps(result.metrics))
+    if options.out is not None:
+        shutil.copyfile(run / PUBLISHED_FILE, options.out / TOKENIZER_FILE)
+        print(f"tokenizer: {options.out / TOKENIZER_FILE}")
+
+
+if __name__ == "__main__":
+    main()
