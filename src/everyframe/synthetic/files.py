@@ -36,24 +36,26 @@ def synthesize(
             raise ValueError(f"{name} must be at least 1, got {value}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    worlds = (
-        SyntheticVideo(
-            seed * 1000 + index,
-            seconds=seconds,
-            fps=fps,
-            size=size,
-            style=list(STYLES)[index % len(STYLES)],  # type: ignore[arg-type]
-            combinations=combinations,
-        )
+    options: list[dict[str, Any]] = [
+        {
+            "seed": seed * 1000 + index,
+            "seconds": seconds,
+            "fps": fps,
+            "size": size,
+            "style": list(STYLES)[index % len(STYLES)],
+            "combinations": combinations,
+        }
         for index in range(videos)
-    )
-    return _write_all(folder, list(worlds), codec, min(workers, videos))
+    ]
+    SyntheticVideo(**options[0])  # bad arguments are an error now, not when the first video is asked for
+    return _write_all(folder, options, codec, min(workers, videos))
 
 
-def _write_all(folder: Path, worlds: list[SyntheticVideo], codec: str, workers: int) -> Iterator[SyntheticVideo]:
+def _write_all(folder: Path, options: list[dict[str, Any]], codec: str, workers: int) -> Iterator[SyntheticVideo]:
     with (folder / "annotations.jsonl").open("w") as annotations, (folder / "videos.jsonl").open("w") as facts:
         queries = 0
-        for world, share in zip(worlds, _render(folder, worlds, codec, workers), strict=True):
+        for each, share in zip(options, _render(folder, options, codec, workers), strict=True):
+            world = SyntheticVideo(**each)
             for event in world.events:
                 line: dict[str, Any] = {
                     "qid": queries,
@@ -77,9 +79,9 @@ def _write_all(folder: Path, worlds: list[SyntheticVideo], codec: str, workers: 
             yield world
 
 
-def _render(folder: Path, worlds: list[SyntheticVideo], codec: str, workers: int) -> Iterator[float]:
+def _render(folder: Path, options: list[dict[str, Any]], codec: str, workers: int) -> Iterator[float]:
     """Write every video's file; yields their shares of moving patches."""
-    jobs = [(world, folder / f"{world.name}.mp4", codec) for world in worlds]
+    jobs = [(each, folder, codec) for each in options]  # not the videos: each holds megabytes of texture
     if workers == 1:
         yield from map(_render_one, jobs)
         return
@@ -91,7 +93,8 @@ def _render(folder: Path, worlds: list[SyntheticVideo], codec: str, workers: int
         yield from pool.map(_render_one, jobs)
 
 
-def _render_one(job: tuple[SyntheticVideo, Path, str]) -> float:
-    world, file, codec = job
-    world.write(file, codec=codec)
+def _render_one(job: tuple[dict[str, Any], Path, str]) -> float:
+    options, folder, codec = job
+    world = SyntheticVideo(**options)
+    world.write(folder / f"{world.name}.mp4", codec=codec)
     return world.moving_share()
