@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from everyframe.training.decoding import length_of, load_window, read_clip
+from everyframe.training.decoding import length_of, load_window, read_clip, shown_per_second
 from everyframe.training.shards import MemberFile, find_shards, index_shard
 from everyframe.training.tables import read_table
 from everyframe.video import NoVideosError, VideoError, find_videos
@@ -168,7 +168,7 @@ class _StoredClips:
     def __init__(self, *, frames: int, rate: float):
         self.frames = frames
         self.captioned = False
-        self._rate = rate
+        self.rate = rate
         self._places: list[str] = []  # folders, or tars
         self._place = array("i")
         self._names = _Texts()
@@ -228,7 +228,7 @@ class _StoredClips:
         draw = float(np.random.default_rng([seed, index]).random())
         frames, times = self._read(
             index,
-            lambda source: read_clip(source, frames=self.frames, rate=self._rate, low=low, high=high, draw=draw),
+            lambda source: read_clip(source, frames=self.frames, rate=self.rate, low=low, high=high, draw=draw),
         )
         caption = self._captions[index] if self.captioned else None
         return Clip(frames, caption, f"{self.video(index)} at {times[0]:.2f} s")
@@ -242,7 +242,7 @@ class _StoredClips:
     @property
     def fingerprint(self) -> str:
         if self._fingerprint is None:
-            digest = hashlib.sha256(f"{self.frames} {self._rate!r} {len(self)}".encode())
+            digest = hashlib.sha256(f"{self.frames} {self.rate!r} {len(self)}".encode())
             for values in (self._size, self._video, self._low, self._high):
                 digest.update(values)
             self._names.update(digest)
@@ -271,15 +271,15 @@ def _size(path: Path) -> int:
 
 
 def _add_windows(clips: _StoredClips, failures: list[VideoError] | None) -> None:
-    length = clips.frames / clips._rate
     for video in range(clips.num_videos):
         try:
-            seconds, _ = length_of(clips.path_of(video), clips._rate, frames=clips.frames)
+            seconds, info = length_of(clips.path_of(video), clips.rate, frames=clips.frames)
         except VideoError as error:
             if failures is None:
                 raise
             failures.append(error)
             continue
+        length = clips.frames / min(clips.rate, shown_per_second(info, clips.rate))
         # What is left over widens every window a little, so that nothing of the video is never seen.
         number = max(1, int(seconds / length + 1e-6))
         for window in range(number):

@@ -48,7 +48,7 @@ def read_clip(
     length, info = length_of(source, rate)
     # Each attempt knows better where the picture ends: the header may have promised more than comes.
     high = length if math.isnan(high) else min(high, length)
-    shown = info.average_fps_from_content or info.average_fps or rate
+    shown = shown_per_second(info, rate)
     for _ in range(2):
         if high <= low:
             raise VideoError(f"{info.path}: the clip should start at {low:g} s but the video ends at {high:.2f} s")
@@ -57,6 +57,8 @@ def read_clip(
         if room < (frames - 1) * step + 1 / shown:
             step = room / frames
         start = low + draw * max(0.0, room - (frames - 1) * step - _ROOM)
+        # Just before a frame: otherwise the first sample, which is not before `start`, would be late by up to a frame.
+        start = max(low, (math.floor(start * shown) - 0.125) / shown)
         if step * shown < 1.5:  # nearly every frame is wanted, and two targets may meet in one: count frames instead
             break
         end = min(high, start + (frames - 0.5) * step)
@@ -65,7 +67,7 @@ def read_clip(
             finish = video.last_end_seconds
         if len(taken) == frames:
             return _stacked(taken)
-        if not finish < high - _ROOM:
+        if finish >= end - _ROOM:  # the picture goes on, so its frames come irregularly
             break
         high = finish
     # A step more on either side than needed, for frames that come irregularly.
@@ -95,12 +97,19 @@ def length_of(source: Source, rate: float, *, frames: int = 1) -> tuple[float, V
         # "container" is the length of all streams, and the sound may go on for long without a picture.
         if not seconds or count < frames or (frames > 1 and info.duration_from == "container" and info.has_audio):
             info = probe(_rewound(source), scan=True)
-            seconds, count = info.duration_seconds, info.num_frames_from_content or 0
+            count = info.num_frames_from_content or 0
+            # A raw stream has no times at all; FFmpeg then shows it at the rate it names.
+            seconds = info.duration_seconds or (count / info.average_fps if info.average_fps else None)
     if count < frames:
         raise VideoError(f"{info.path}: " + _too_few(count, frames))
     if not seconds:
         raise VideoError(f"{info.path}: does not say how long it is, not even in its packets; convert it to mp4")
     return seconds, info
+
+
+def shown_per_second(info: VideoInfo, rate: float) -> float:
+    """Frames per second of the video, as far as known; `rate` for images and where nothing says it."""
+    return info.average_fps_from_content or info.average_fps or rate
 
 
 def _too_few(number: int, frames: int) -> str:

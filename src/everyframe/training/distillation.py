@@ -8,12 +8,13 @@ frames after it, which run on a random 15 % of their patches. Gradients reach A 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from everyframe.training.held_out import HeldOut, split
 from everyframe.training.losses import LOSSES, loss_and_gradient
 from everyframe.training.prompts import prompt_bank
 from everyframe.training.ranks import Ranks
-from everyframe.training.store import Batch, ClipStore, bytes_per_clip
+from everyframe.training.store import Batch, ClipStore, bytes_per_clip, encode_texts
+from everyframe.video import VideoError
 
 CHECKPOINT, LOG, FAILURES, FACTS, CARD = "checkpoint.pt", "log.csv", "failures.txt", "tokenizer.json", "README.md"
 
@@ -68,6 +70,8 @@ class Recipe:
         for name in ("batch", "steps", "micro_batch", "layers", "interleave"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         for name in ("rate", "fps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
@@ -104,11 +108,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What `distill` made: the tokenizer, the folder it lies in, and the held-out fidelity at the end."""
+    """What `distill` made: the tokenizer, the folder it lies in, the held-out fidelity at the end, and the lines of
+    failures.txt: the videos that could not be read.
+    """
 
     tokenizer: ResidualTokenizer
     folder: Path
     metrics: dict[str, float]
+    failures: list[str]
 
 
 def distill(
@@ -118,6 +125,7 @@ def distill(
     *,
     prompts: str | Path | None = None,
     report_every: int = 100,
+    failures: Sequence[VideoError] = (),
     say: Callable[[str], None] = lambda text: None,
     step_done: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     **options: Any,
@@ -126,6 +134,7 @@ def distill(
 
     options: fields of `Recipe`; what is left out follows the paper, scaled to the data and the machine.
     prompts: a file of texts, one per line, for loss="prompts"; default is the bank that ships (`prompt_bank`).
+    failures: what `open_clips` left out, for failures.txt.
     say, step_done: told what happens, in words, and of every (step, steps, loss).
     report_every: steps between lines of log.csv with held-out fidelity, and between checkpoints.
 
@@ -141,13 +150,17 @@ def distill(
     recipe = Recipe.for_data(model, clips, **options)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, clips, folder, recipe, prompts, say)
+    ranks = Ranks(model.device)
     try:
-        run.resume()
-        run.train(report_every, step_done)
-        return run.finish()
+        run = _Run(model, clips, folder, recipe, prompts, [str(error) for error in failures], say, ranks)
+        try:
+            run.resume()
+            run.train(report_every, step_done)
+            return run.finish()
+        finally:
+            run.store.close()
     finally:
-        run.close()
+        ranks.close()
 
 
 class _Run:
@@ -160,16 +173,19 @@ class _Run:
         folder: Path,
         recipe: Recipe,
         prompts: str | Path | None,
+        failures: list[str],
         say: Callable[[str], None],
+        ranks: Ranks,
     ) -> None:
         self.model, self.clips, self.folder, self.recipe = model, clips, folder, recipe
-        self.ranks = Ranks(model.device)
+        self.ranks = ranks
         self.say = say if self.ranks.first else lambda text: None
         self.ranks.part(recipe.batch)
-        torch.manual_seed(recipe.seed)
-        self.tokenizer = ResidualTokenizer(
-            model.dim, model.vision.config.width, layers=recipe.layers, hidden=recipe.hidden
-        ).to(model.device)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they would
+            torch.manual_seed(recipe.seed)
+            self.tokenizer = ResidualTokenizer(
+                model.dim, model.vision.config.width, layers=recipe.layers, hidden=recipe.hidden
+            ).to(model.device)
         self.encoder = ResidualViT(model, recipe.interleave, recipe.drop, recipe.select, self.tokenizer)
         self.optimizer = torch.optim.AdamW(
             self.tokenizer.parameters(), lr=recipe.rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0
@@ -180,7 +196,7 @@ class _Run:
         bank: list[str] = []
         if recipe.loss == "prompts":
             bank = prompt_bank(prompts)
-            self.texts = model.encode_text(bank)
+            self.texts = encode_texts(model, bank)
         elif prompts is not None:
             raise ValueError(f"prompts have no meaning with loss {recipe.loss!r}; use loss='prompts'")
         self.training, held_out = split(clips, seed=recipe.seed)
@@ -189,9 +205,14 @@ class _Run:
             "model": model.weights_sha256,
             "dtype": str(model.dtype).removeprefix("torch."),
             "clips": clips.fingerprint,
-            "prompts": len(bank),
+            "prompts": hashlib.sha256("\n".join(bank).encode()).hexdigest()[:16] if bank else 0,
         }
         self._check_folder()
+        self.step = 0
+        self._failures = self._known_failures()
+        self._said = 0
+        for message in failures if self.ranks.first else []:
+            self._failed(message, aloud=False)
         self.held_out = HeldOut(
             model,
             clips,
@@ -202,6 +223,7 @@ class _Run:
             fps=recipe.fps,
             most=32 if model.device.type == "cpu" else 128,
             seed=recipe.seed,
+            on_failure=self._failed if self.ranks.first else lambda message: None,
         )
         self.kept_clips = None if recipe.fresh else folder / f"clips-{self.ranks.node}"
         if not self.ranks.first_of_node:
@@ -217,8 +239,6 @@ class _Run:
         )
         if self.ranks.first_of_node:
             self.ranks.wait()
-        self.step = 0
-        self._failures = 0
 
     # --- one step ----------------------------------------------------------------------------------------
 
@@ -238,13 +258,17 @@ class _Run:
         if step + 1 < self.recipe.steps:
             self.store.prefetch(*self.indices(step + 1))
         loss = self.gradient(batch, step)
-        if not math.isfinite(loss):
+        # With a scale, infinite gradients are expected now and then, and their steps are skipped.
+        gradients = [parameter.grad.isfinite().all() for parameter in self.tokenizer.parameters()]  # type: ignore[union-attr]
+        if not math.isfinite(loss) or not (self.scaler.is_enabled() or all(gradients)):
+            what = "gradient is not finite" if math.isfinite(loss) else f"loss is {loss}"
             bad = ~batch.teacher.isfinite().all(2).all(1)
             names = [name for name, is_bad in zip(batch.names, bad.tolist(), strict=True) if is_bad] or batch.names
             listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise TrainingError(
-                f"the loss is {loss} at step {step + 1}, in the batch of {listed}; the checkpoint before it is kept: "
-                "use --dtype float32 or bfloat16, a lower --lr, or leave these clips out"
+                f"the {what} at step {step + 1}, in the "
+                f"batch of {listed}; {self.folder} keeps the checkpoint before it, if there was one: leave these clips "
+                "out, or use --dtype float32 or bfloat16, or a lower --lr, with another --out"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -326,7 +350,7 @@ class _Run:
         """Write the tokenizer and what is to be known of it."""
         metrics = {name: round(value, 5) for name, value in self.held_out.scores(self.tokenizer).items()}
         recipe = {name: value for name, value in asdict(self.recipe).items() if name != "micro_batch"}
-        name = self.model.name if not os.path.isabs(self.model.name) else Path(self.model.name).name
+        name = self.model.name if not os.path.exists(self.model.name) else Path(self.model.name).resolve().name
         self.tokenizer.facts = {
             "model": name,
             "weights_sha256": self.model.weights_sha256,
@@ -350,7 +374,7 @@ class _Run:
         self.ranks.wait()
         if self.kept_clips is not None and self.ranks.first_of_node:
             shutil.rmtree(self.kept_clips, ignore_errors=True)
-        return Distilled(self.tokenizer, self.folder, metrics)
+        return Distilled(self.tokenizer, self.folder, metrics, sorted(self._known_failures()))
 
     def save(self) -> None:
         """Write the checkpoint: whole or not at all."""
@@ -384,10 +408,6 @@ class _Run:
         self._cut_log()
         self.say(f"goes on at step {self.step} of {self.recipe.steps}")
 
-    def close(self) -> None:
-        self.store.close()
-        self.ranks.close()
-
     def _check_folder(self) -> None:
         """Raise unless the folder is new or holds a run with the same settings."""
         file = self.folder / CHECKPOINT
@@ -396,7 +416,11 @@ class _Run:
         try:
             held = torch.load(file, weights_only=True, map_location="cpu")["identity"]
         except Exception as error:  # torch, zip and pickle each have their own
-            raise TrainingError(f"{file} is not a checkpoint of distill ({error}); remove it") from error
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise TrainingError(
+                f"{file} is not a whole checkpoint of distill ({type(error).__name__}: {reason}); remove it to "
+                "start anew"
+            ) from error
         other = [
             f"{name} {held.get(name)!r}, now {mine!r}" for name, mine in self.identity.items() if held.get(name) != mine
         ]
@@ -433,14 +457,23 @@ class _Run:
             return
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines[1:] if int(line.partition(",")[0]) <= self.step]
-        file.write_text("".join([lines[0], *kept]), encoding="utf-8")
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text("".join([*lines[:1], *kept]), encoding="utf-8")
+        os.replace(temporary, file)
 
-    def _failed(self, message: str) -> None:
-        """A clip cannot be read: write down why, and say so the first few times."""
+    def _known_failures(self) -> set[str]:
+        """The lines of failures.txt."""
+        file = self.folder / FAILURES
+        return set(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else set()
+
+    def _failed(self, message: str, *, aloud: bool = True) -> None:
+        """A clip cannot be read: write down why, once, and say so the first few times."""
+        message = " ".join(message.split())
+        if message in self._failures:
+            return
         with (self.folder / FAILURES).open("a", encoding="utf-8") as stream:
             stream.write(message + "\n")
-        self._failures += 1
-        if self._failures <= 5:
-            self.say(
-                f"left out: {message}" + (" (more are listed in failures.txt only)" if self._failures == 5 else "")
-            )
+        self._failures.add(message)
+        self._said += aloud
+        if aloud and self._said <= 5:
+            self.say(f"left out: {message}" + (" (more are listed in failures.txt only)" if self._said == 5 else ""))

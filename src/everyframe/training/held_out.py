@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ def split(clips: Clips, *, share: float = 0.05, most: int = 64, seed: int = 0) -
     else:
         parts = [sorted(videos[name], key=clips.start) for name in names]
         held = [index for part in parts for index in part[len(part) - len(part) // 10 :]]
-        held = held or [max(range(len(clips)), key=lambda index: (len(videos[clips.video(index)]), index))]
+        held = held or [max(parts, key=len)[-1]]
     held_out = np.array(sorted(held))
     return np.setdiff1d(np.arange(len(clips)), held_out), held_out
 
@@ -66,6 +67,7 @@ class HeldOut:
         fps: float,
         most: int,
         seed: int,
+        on_failure: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._without = ResidualViT(model, interleave, drop, select, None)
         self._options = (model, interleave, drop, select)
@@ -80,8 +82,9 @@ class HeldOut:
                 break
             try:
                 frames, maps, times = clips.window(int(index), seconds=seconds, fps=fps, motion=select == "motion")
-            except VideoError:
-                continue  # training reports it if it meets the clip; here another takes its place
+            except VideoError as error:
+                on_failure(str(error))  # another takes its place
+                continue
             if len(frames) < 2:
                 continue
             pixels = model.preprocess(frames)

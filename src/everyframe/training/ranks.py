@@ -37,7 +37,10 @@ class Ranks:
     def part(self, batch: int) -> slice:
         """This process's rows of a batch. Raises ValueError unless they can be shared out equally."""
         if batch % self.count:
-            raise ValueError(f"the batch ({batch} clips) must be a multiple of the {self.count} processes")
+            more = -(-batch // self.count) * self.count
+            raise ValueError(
+                f"the batch ({batch} clips) must be a multiple of the {self.count} processes; use --batch {more}"
+            )
         size = batch // self.count
         return slice(self.rank * size, (self.rank + 1) * size)
 
@@ -58,6 +61,7 @@ class Ranks:
         """End the process group, so that torchrun's processes leave quietly."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+            self._accelerator = None
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 

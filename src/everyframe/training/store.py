@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class ClipStore:
         self._teacher = DenseEncoder(model)
         self._threads = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16))
         self._ahead: dict[tuple[int, int], Future[tuple[Clip, Tensor]]] = {}
-        self._failed: dict[tuple[int, int], bool] = {}
+        self._failed: set[tuple[int, int]] = set()
         self._kept = None if folder is None else _Kept(model, clips, folder, seed, with_texts)
 
     def prefetch(self, indices: Sequence[int], epoch: int) -> None:
@@ -83,7 +84,9 @@ class ClipStore:
         epoch = 0 if self._kept is not None else epoch
         for index in indices:
             key = (int(index), epoch)
-            if key not in self._ahead and (self._kept is None or self._kept.state[key[0]] == _MISSING):
+            if key in self._ahead or key in self._failed:
+                continue
+            if self._kept is None or self._kept.state[key[0]] == _MISSING:
                 self._ahead[key] = self._threads.submit(self._decode, *key)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
@@ -126,7 +129,7 @@ class ClipStore:
         for index in sorted(indices):
             if kept is not None and kept.state[index] == _READY:
                 ready[index] = kept.get(index, self._clips.video(index))
-        new = [index for index in sorted(indices) if index not in ready and not self._failed.get((index, epoch))]
+        new = [index for index in sorted(indices) if index not in ready and (index, epoch) not in self._failed]
         self.prefetch([index for index in new if kept is None or kept.state[index] == _MISSING], epoch)
         decoded: list[tuple[int, Clip, Tensor]] = []
         for index in new:
@@ -136,21 +139,25 @@ class ClipStore:
             try:
                 decoded.append((index, *future.result()))
             except VideoError as error:
-                self._failed[index, epoch] = True
+                self._on_failure(str(error))
+                self._failed.add((index, epoch))
                 if kept is not None:
                     kept.state[index] = _FAILED
-                self._on_failure(str(error))
         if not decoded:
             return
         count = self._clips.frames
-        teacher = self._teacher.encode(torch.cat([self._model.unpack(packed) for *_, packed in decoded]))
         texts: list[Any] = [None] * len(decoded)
         if self._with_texts:
-            texts = list(self._model.encode_text([clip.caption or "" for _, clip, _ in decoded]).cpu().numpy())
-        for row, (index, clip, packed) in enumerate(decoded):
-            features = teacher[row * count : (row + 1) * count].cpu().numpy()
-            # Frame 0 is the I-frame: once the teacher has read it, its pixels are of no use.
-            ready[index] = _Ready(packed[1:].numpy(), features, texts[row], clip.name)
+            texts = list(encode_texts(self._model, [clip.caption or "" for _, clip, _ in decoded]).cpu().numpy())
+        # As bytes until they are read: as numbers a batch of 2048 clips would take 5 GB.
+        together = max(1, self._teacher.batch_size // count)
+        for first in range(0, len(decoded), together):
+            some = decoded[first : first + together]
+            pixels = self._model.unpack(torch.cat([packed for *_, packed in some]).to(self._model.device))
+            teacher = self._teacher.encode(pixels).cpu().numpy().reshape(len(some), count, -1)
+            for (index, clip, packed), features, text in zip(some, teacher, texts[first:], strict=False):
+                # Frame 0 is the I-frame: once the teacher has read it, its pixels are of no use.
+                ready[index] = _Ready(packed[1:].numpy(), features, text, clip.name)
         if kept is not None:
             kept.put({index: ready[index] for index, *_ in decoded})
 
@@ -176,6 +183,12 @@ class _Kept:
             shutil.rmtree(folder, ignore_errors=True)
         new = not note.is_file()
         folder.mkdir(parents=True, exist_ok=True)
+        needed, free = bytes_per_clip(model, clips.frames) * len(clips), shutil.disk_usage(folder).free
+        if new and needed > free:  # a full disk under a memory map is not an error but the end of the process
+            raise TrainingError(
+                f"{folder}: keeping the clips while it runs may take {needed / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} GiB are free; use --fresh, which keeps none, or another --out"
+            )
         side, count = model.image_size, len(clips)
 
         def array(name: str, dtype: Any, *shape: int) -> np.ndarray:
@@ -203,6 +216,21 @@ class _Kept:
         # All or none: the last bits of the teacher's features depend on what it read together, and a resumed
         # run must read the same together again.
         self.state[list(clips)] = _READY
+
+
+def encode_texts(model: Model, texts: Sequence[str]) -> Tensor:
+    """`model.encode_text`, with one warning for all texts that are longer than the model's context."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        features = model.encode_text(texts)
+    cut = [each for each in caught if " was cut to the model's " in str(each.message)]
+    for each in caught:
+        if each not in cut:
+            warnings.warn(each.message, each.category, stacklevel=2)
+    if cut:
+        more = f"; so were {len(cut) - 1} more of {len(texts)}" if len(cut) > 1 else ""
+        warnings.warn(f"{cut[0].message}{more}", UserWarning, stacklevel=2)
+    return features
 
 
 def bytes_per_clip(model: Model, frames: int) -> int:
