@@ -1,6 +1,6 @@
 """Write the measured figures of benchmarks/results/*.json into README.md and docs/, between their markers.
 
-    python scripts/render_results.py           # rewrite
+    python scripts/render_results.py           # rewrite, and redraw the ablation's pictures in docs/images
     python scripts/render_results.py --check   # exit 1 if a file does not show what the JSON says
 
 A place looks like <!-- result:NAME --> ... <!-- /result -->.
@@ -13,8 +13,12 @@ import json
 import re
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from everyframe.evaluation.plots import write_plots
+from everyframe.evaluation.tables import caption, markdown, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -133,7 +137,26 @@ def memory_table() -> str:
     return "\n".join(lines)
 
 
+ABLATION = RESULTS / "ablation.json"
+ABLATION_TABLES = (
+    "methods", "interleave", "reduction", "drop", "residual", "pairs", "styles", "styles_fidelity", "grounding"
+)  # fmt: skip
+
+
+def ablation_table(name: str) -> str:
+    if not ABLATION.exists():
+        return "*Not measured yet.*"
+    found = tables(read("ablation"))
+    return markdown(found[name]) if name in found else "*No tokenizer was measured.*"
+
+
+def ablation_caption() -> str:
+    return f"{caption(read('ablation'))}." if ABLATION.exists() else "*Not measured yet.*"
+
+
 RENDERERS = {
+    "ablation": ablation_caption,
+    **{f"ablation_{name}": partial(ablation_table, name) for name in ABLATION_TABLES},
     "claim": encode_claim,
     "encode": encode_tables,
     "demo": demo_table,
@@ -163,6 +186,8 @@ def main() -> None:
             stale.append(file)
             if not options.check:
                 file.write_text(rendered, encoding="utf-8")
+    if ABLATION.exists() and not options.check:
+        write_plots(read("ablation"), ROOT / "docs" / "images")
     if options.check and stale:
         names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
         sys.exit(f"{names}: not what benchmarks/results says; run python scripts/render_results.py")

@@ -143,19 +143,23 @@ figure { margin: 1.6rem 0 } figcaption { margin-bottom: .3rem } svg { width: 100
 """
 
 
-def html_page(title: str, body: Sequence[str]) -> str:
-    """A self-contained page."""
+def html_page(title: str, body: Sequence[str], *, style: str = "") -> str:
+    """A self-contained page; `style` is CSS in addition to that of all pages."""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{''.join(body)}</html>\n"
+        f"<style>{_STYLE}{style}</style><h1>{html.escape(title)}</h1>{''.join(body)}</html>\n"
     )
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, mark: int | None = None) -> str:
+    """A table of texts; the row numbered `mark` gets the class "chosen"."""
 
-    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+    def line(cells: Sequence[str], tag: str, chosen: bool = False) -> str:
+        start = '<tr class="chosen">' if chosen else "<tr>"
+        return start + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td", number == mark) for number, row in enumerate(rows))
+    return f"<table>{line(header, 'th')}{body}</table>"
 
 
 def html_timeline(

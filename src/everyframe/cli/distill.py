@@ -92,7 +92,9 @@ def distill(
     first = os.environ.get("RANK", "0") == "0"
     for error in failures if first else []:
         console.say(f"everyframe: left out: {error}", style="red", error=True)
-    teacher = load_model(model, device or own_device(), dtype, threads)
+    if device in (None, "cuda"):
+        device = own_device() or device
+    teacher = load_model(model, device, dtype, threads)
     silent = quiet or as_json or not first
     with console.StepProgress(silent=silent) as progress:
         result = fit(
@@ -101,6 +103,7 @@ def distill(
             out,
             prompts=prompts,
             report_every=report_every,
+            failures=failures,
             say=(lambda text: None) if silent else lambda text: console.say(text, error=True),
             step_done=progress.step,
             fresh=fresh,
@@ -126,5 +129,7 @@ def distill(
         console.say(f"use it: --residual {out}, or ResidualViT(model, residual={str(out)!r})")
     if push_to is not None:
         console.say(f"published: {publish(out, push_to)}", error=as_json)
-    if failures:
+    if result.failures:
+        if not as_json:
+            console.say(f"{len(result.failures)} could not be used: {out / 'failures.txt'}", style="red", error=True)
         raise typer.Exit(1)

@@ -1,0 +1,321 @@
+"""What an audit finds, as plain values: a row of figures per setting, per video and over all of them.
+
+T sampled frames of a video, over all of its windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from everyframe.spans import Moment
+
+SHARE_IOU = 0.5  # a moment counts as the same from this temporal IoU on, as in R@1 at IoU 0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to get a feature for every frame.
+
+    kind: "dense" is what the others are compared with; "interleaved" is `ResidualViT`; "copy" and "interpolate" use
+    the I-features alone (`everyframe.encoders.baselines`). token: with the residual token.
+    """
+
+    kind: Literal["dense", "interleaved", "copy", "interpolate"]
+    interleave: int = 0
+    select: str | None = None
+    token: bool = False
+
+    @property
+    def label(self) -> str:
+        """A few words for a table beside N: "motion", "motion + token", "copy", ..."""
+        return f"{self.select or self.kind}{' + token' if self.token else ''}"
+
+    @property
+    def title(self) -> str:
+        """The same with N, for sentences."""
+        return self.label if self.kind == "dense" else f"N={self.interleave} {self.label}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Figures of one setting. Fidelity is the cosine of a frame's feature to the dense feature of the same frame.
+
+    fidelity_*: over all frames, I-frames included (they are exact). p_*: over P-frames alone; None without any.
+    moment_*: temporal IoU with the moment found in dense features, mean and share of at least `SHARE_IOU`; None
+    where `moments`, the number of comparisons, is 0. GFLOPs count multiply-accumulates of linear layers.
+    encode_*: the model alone. total_speed_up: reading the video included, one after the other.
+    """
+
+    setting: Setting
+    frames: int
+    p_frames: int
+    fidelity_mean: float
+    fidelity_p5: float
+    fidelity_min: float
+    p_mean: float | None
+    p_p5: float | None
+    p_min: float | None
+    moments: int
+    moment_iou: float | None
+    moment_share: float | None
+    gflops_per_frame: float
+    encode_ms_per_frame: float
+    encode_speed_up: float
+    total_speed_up: float
+
+    HEADER = (
+        "N",
+        "P-frames from",
+        "fidelity",
+        "P-frames: 5th pct",
+        "worst",
+        "moments IoU",
+        f"IoU ≥ {SHARE_IOU:g}",
+        "GFLOPs per frame",
+        "model faster",
+        "with reading",
+    )
+
+    SHORT = ("N", "P-frames from", "fidelity", "P 5th", "worst", "IoU", f"≥ {SHARE_IOU:g}", "GFLOPs", "model", "total")
+
+    def cells(self) -> list[str]:
+        """One text per column of `HEADER`."""
+        return [
+            "-" if self.setting.kind == "dense" else str(self.setting.interleave),
+            self.setting.label,
+            _three(self.fidelity_mean),
+            _three(self.p_p5),
+            _three(self.p_min),
+            "-" if self.moment_iou is None else f"{self.moment_iou:.2f}",
+            "-" if self.moment_share is None else f"{100 * self.moment_share:.0f} %",
+            f"{self.gflops_per_frame:.3g}",
+            f"{self.encode_speed_up:.2f}x",
+            f"{self.total_speed_up:.2f}x",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat, ready for JSON."""
+        figures = asdict(self)
+        return {**figures.pop("setting"), **figures}
+
+
+@dataclass
+class Tally:
+    """What has been measured of one setting so far: over windows, then over videos."""
+
+    cosines: list[np.ndarray] = field(default_factory=list)
+    reduced: list[np.ndarray] = field(default_factory=list)  # bool [T]: is it a P-frame?
+    ious: list[float] = field(default_factory=list)
+    macs: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        self.cosines += other.cosines
+        self.reduced += other.reduced
+        self.ious += other.ious
+        self.macs += other.macs
+        self.seconds += other.seconds
+
+    def row(self, setting: Setting, dense_seconds: float, reading_seconds: float) -> Row:
+        """The figures; `dense_seconds` and `reading_seconds` are those of the same frames."""
+        cosines, reduced = np.concatenate(self.cosines), np.concatenate(self.reduced)
+        of_p, frames = cosines[reduced], len(cosines)
+        return Row(
+            setting=setting,
+            frames=frames,
+            p_frames=len(of_p),
+            fidelity_mean=float(cosines.mean(dtype=np.float64)),
+            fidelity_p5=float(np.percentile(cosines, 5)),
+            fidelity_min=float(cosines.min()),
+            p_mean=float(of_p.mean(dtype=np.float64)) if len(of_p) else None,
+            p_p5=float(np.percentile(of_p, 5)) if len(of_p) else None,
+            p_min=float(of_p.min()) if len(of_p) else None,
+            moments=len(self.ious),
+            moment_iou=float(np.mean(self.ious)) if self.ious else None,
+            moment_share=float(np.mean(np.array(self.ious) >= SHARE_IOU)) if self.ious else None,
+            gflops_per_frame=self.macs / frames / 1e9,
+            encode_ms_per_frame=1000 * self.seconds / frames,
+            encode_speed_up=dense_seconds / self.seconds,
+            total_speed_up=(dense_seconds + reading_seconds) / (self.seconds + reading_seconds),
+        )
+
+
+@dataclass(frozen=True)
+class WindowSpan:
+    """A part of a video that was read: frames [first, past) of T, [start, end) in seconds."""
+
+    first: int
+    past: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One query in one window: the moment in dense features and in those of every setting."""
+
+    query: str
+    dense: Moment
+    found: dict[Setting, Moment]
+    ious: dict[Setting, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstFrame:
+    """A P-frame that came out badly. Pictures are JPEG, as the model sees them; dropped patches are washed out."""
+
+    time: float
+    i_time: float
+    cosine: float
+    picture: bytes
+    i_picture: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoAudit:
+    """One video. times float64 [T] seconds; cosines: per setting float32 [T]; reduced: per setting bool [T]."""
+
+    path: str
+    times: np.ndarray
+    windows: list[WindowSpan]
+    motion_source: str | None
+    reading_seconds: float
+    rows: list[Row]
+    cosines: dict[Setting, np.ndarray]
+    reduced: dict[Setting, np.ndarray]
+    answers: list[Answer]
+    worst: dict[Setting, list[WorstFrame]]
+
+    def row(self, setting: Setting) -> Row:
+        return next(row for row in self.rows if row.setting == setting)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "frames": len(self.times),
+            "windows": [[window.start, window.end] for window in self.windows],
+            "motion_source": self.motion_source,
+            "reading_ms_per_frame": 1000 * self.reading_seconds / len(self.times),
+            "rows": [row.as_dict() for row in self.rows],
+            "queries": [
+                {
+                    "query": answer.query,
+                    "dense": [answer.dense.start, answer.dense.end],
+                    "moments": [
+                        {**asdict(setting), "start": moment.start, "end": moment.end, "iou": answer.ious[setting]}
+                        for setting, moment in answer.found.items()
+                    ],
+                }
+                for answer in self.answers
+            ],
+            "worst": [
+                {**asdict(setting), "time": frame.time, "i_frame": frame.i_time, "cosine": frame.cosine}
+                for setting, frames in self.worst.items()
+                for frame in frames
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What to use. `setting` is None where nothing cheaper than dense reaches the target; `reached` says so too.
+
+    command, code: how to encode with it, on the command line and in Python. remark, remark_code: a zero-cost baseline
+    that reaches the target for less, if one does.
+    """
+
+    setting: Setting | None
+    sentence: str
+    command: str | None = None
+    code: str | None = None
+    remark: str | None = None
+    remark_code: str | None = None
+
+    @property
+    def reached(self) -> bool:
+        return self.setting is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "reached": self.reached}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Everything an audit found. rows: over the frames of all videos, dense first; failures: one sentence each."""
+
+    model: str
+    dtype: str
+    fps: float
+    drop: float
+    target: float
+    rows: list[Row]
+    videos: list[VideoAudit]
+    failures: list[str]
+    advice: Advice
+    notes: list[str]
+
+    HEADER = Row.HEADER
+
+    @property
+    def shown(self) -> Setting | None:
+        """The setting that the report draws: what is advised, else motion at N=2 or what comes next to that."""
+        if self.advice.setting is not None:
+            return self.advice.setting
+        return next_to_default([row.setting for row in self.rows])
+
+    @property
+    def frames(self) -> int:
+        return self.rows[0].frames
+
+    @property
+    def reading_ms_per_frame(self) -> float:
+        """Decoding, motion, resizing: the same for every setting."""
+        return 1000 * sum(video.reading_seconds for video in self.videos) / self.frames
+
+    def cells(self) -> list[list[str]]:
+        """The table, one list per row, columns as in `HEADER`."""
+        return [row.cells() for row in self.rows]
+
+    def summary(self) -> str:
+        """What was looked at, in one sentence."""
+        seconds = sum(window.end - window.start for video in self.videos for window in video.windows)
+        counts = ((len(self.videos), "video"), (self.frames, "frame"))
+        videos, frames = (f"{count} {what}{'s' if count != 1 else ''}" for count, what in counts)
+        name = Path(self.model).name if Path(self.model).is_absolute() else self.model
+        return (
+            f"{videos}, {frames} at {self.fps:g} per second from {seconds:.0f} s; {name}, {self.dtype}; "
+            f"P-frames drop {100 * self.drop:g} % of their patches. Reading a frame took "
+            f"{self.reading_ms_per_frame:.1f} ms, dense encoding {self.rows[0].encode_ms_per_frame:.1f} ms."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, ready for JSON."""
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "fps": self.fps,
+            "drop": self.drop,
+            "target": self.target,
+            "frames": self.frames,
+            "reading_ms_per_frame": self.reading_ms_per_frame,
+            "rows": [row.as_dict() for row in self.rows],
+            "advice": self.advice.as_dict(),
+            "notes": self.notes,
+            "videos": [video.as_dict() for video in self.videos],
+            "failures": self.failures,
+        }
+
+
+def next_to_default(settings: Iterable[Setting]) -> Setting | None:
+    """ResidualViT's default among these, or the one most like it: N near 2, motion, with the token."""
+    candidates: Sequence[Setting] = [setting for setting in settings if setting.kind == "interleaved"]
+    return min(candidates, key=lambda s: (abs(s.interleave - 2), s.select != "motion", not s.token), default=None)
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
