@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -33,7 +34,7 @@ import checkpoints
 from everyframe import cli
 from everyframe.backbone import Model, load
 from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
-from everyframe.synthetic import SyntheticVideo
+from everyframe.synthetic import COLOURS, SHAPES, SyntheticVideo
 from everyframe.training import Recipe, TrainingError, distill, open_clips, publish
 from everyframe.training.data import load_window
 from everyframe.training.distillation import _Run
@@ -46,6 +47,7 @@ from everyframe.video import VideoError, write_video
 NUM_VIDEOS, SECONDS = 9, 8.0  # two clips of 4 s each: 18, of which 4 are held out
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "clip": lambda folder: checkpoints.clip(folder, image_size=40),  # 5 x 5 patches: floor gives 3, round 4
+    "small clip": lambda folder: checkpoints.clip(folder),  # 4 x 4 patches: 2 kept, so that there is much to gain
     "siglip": checkpoints.siglip,
     "siglip2": checkpoints.siglip2,
     "dinov2": checkpoints.dinov2,
@@ -66,14 +68,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with videos/, captions.csv and prompts.txt."""
     folder = tmp_path_factory.mktemp("distill")
     (folder / "videos").mkdir()
-    subjects = [f"{a} {b} {c}" for a, b, c in product(["a", "the"], ["red", "blue", "green"], ["circle", "cat"])]
+    subjects = [f"{a} {b} {c}" for a, b, c in product(["a", "the"], ["red", "blue", "green"], ["cat", "dog"])]
     rows = ["video,caption"]
     for number in range(NUM_VIDEOS):
         world = SyntheticVideo(700 + number, seconds=SECONDS, fps=6, size=(64, 48))
         world.write(folder / "videos" / f"v{number}.mp4")
         rows += [f"v{number},{subjects[number]} walks in", f"v{number},{subjects[number]} opens a door"]
     (folder / "captions.csv").write_text("\n".join(rows), encoding="utf-8")
-    actions = ["opens the door", "walks in", "and the dog", "on a square", "in a door"]
+    actions = ["door", "walks", "and", "square", "in"]
     prompts = [" ".join(words) for words in product(subjects, actions)]
     (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     return folder
@@ -179,7 +181,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(model: Model, place: Path, 
 
     expected = plain(slice(None))
     for gradient in found.values():
-        assert (gradient - expected).norm() < 2e-6 * expected.norm()
+        assert (gradient - expected).norm() < 1e-5 * expected.norm()
     if loss == "text":
         naive = sum(plain(slice(row, row + 2)) for row in range(0, 8, 2)) / 4
         assert (naive - expected).norm() > 0.05 * expected.norm()
@@ -249,19 +251,45 @@ def test_a_batch_that_cannot_be_shared_is_said() -> None:
 # --- it learns -------------------------------------------------------------------------------------------
 
 
+def spread_texts(self: Model, texts: Sequence[str]) -> torch.Tensor:
+    """Each text another direction. A random text tower gives nearly the same for all, and the losses with texts then
+    say nothing of the others.
+    """
+    rows = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(self.dim) for text in texts]
+    return F.normalize(torch.from_numpy(np.stack(rows)).float(), dim=1)
+
+
 @pytest.mark.parametrize(
     ("family", "loss"),
-    [("clip", "text"), ("clip", "prompts"), ("siglip", "prompts"), ("siglip2", "mse"), ("dinov2", "mse")],
+    [
+        *((family, "mse") for family in ("small clip", "siglip", "siglip2", "dinov2")),
+        ("small clip", "prompts"),
+        ("small clip", "text"),
+        ("siglip", "prompts"),
+    ],
 )
 def test_held_out_fidelity_improves(
-    models: Callable[[str], Model], place: Path, tmp_path: Path, family: str, loss: str
+    models: Callable[[str], Model],
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    loss: str,
 ) -> None:
-    options = options_for(place, loss, steps=120, batch=8, report_every=120)
+    monkeypatch.setattr(Model, "encode_text", spread_texts)
+    options = options_for(place, loss, steps=160, batch=12, report_every=160, rate=3e-3)
     metrics = fit(models(family), place / "videos", tmp_path, **options).metrics
     assert 1 - metrics["with"] < 0.85 * (1 - metrics["without"])
     untrained, trained = log_of(tmp_path)
     assert float(trained["with"]) == pytest.approx(metrics["with"], abs=1e-4)
     assert float(trained["with"]) > float(untrained["with"])
+
+
+def test_held_out_fidelity_improves_with_a_real_text_tower(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a {a} {b}" for a, b in product(COLOURS, SHAPES)))
+    options = {"loss": "prompts", "prompts": tmp_path / "prompts.txt", "steps": 80, "batch": 8, "rate": 3e-3}
+    metrics = fit(load("bundled", device="cpu"), place / "videos", tmp_path / "out", **options).metrics
+    assert 1 - metrics["with"] < 0.9 * (1 - metrics["without"])
 
 
 # --- killed, resumed -------------------------------------------------------------------------------------
@@ -319,6 +347,24 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert {**one, "frames_per_second": ""} == {**other, "frames_per_second": ""}
     made = {"tokenizer.safetensors", "tokenizer.json", "README.md", "log.csv", "checkpoint.pt"}
     assert {file.name for file in (tmp_path / "killed").iterdir()} == made
+
+
+def test_log_lines_that_the_checkpoint_does_not_hold_are_written_anew(
+    model: Model, place: Path, tmp_path: Path
+) -> None:
+    options = options_for(place)
+    before = tmp_path / "before.pt"
+
+    def keep(step: int, steps: int, loss: float) -> None:
+        if step == 4:  # the checkpoint of step 3
+            shutil.copyfile(tmp_path / "out" / "checkpoint.pt", before)
+
+    fit(model, place / "videos", tmp_path / "out", **options, step_done=keep)
+    made = weights(tmp_path / "out")
+    shutil.copyfile(before, tmp_path / "out" / "checkpoint.pt")  # as if killed after a line and before its checkpoint
+    fit(model, place / "videos", tmp_path / "out", **options)
+    assert [row["step"] for row in log_of(tmp_path / "out")] == ["0", "3", "6"]
+    assert_same(weights(tmp_path / "out"), made, atol=1e-5)
 
 
 def test_a_log_cut_while_it_was_written_is_no_obstacle(model: Model, place: Path, tmp_path: Path) -> None:
@@ -625,6 +671,28 @@ def test_what_is_written(model: Model, place: Path, tmp_path: Path) -> None:
         assert f"{facts['fidelity_of_p_frames'][name]:.4f}" in card
     assert str(tmp_path) not in card and str(place) not in card
     assert not (tmp_path / "failures.txt").exists() and result.failures == []
+    modes = {file.stat().st_mode for file in tmp_path.iterdir()}
+    assert len(modes) == 1  # whoever may read one may read all
+
+
+def test_a_token_that_does_not_help_is_said(model: Model, place: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    options = options_for(place, "mse", steps=1, rate=1e-9)
+    metrics = fit(model, place / "videos", tmp_path, **options, say=said.append).metrics
+    assert metrics["with"] < metrics["without"]  # its first weights are random
+    assert said[-1].startswith("on held-out videos P-frames are no better with this token (")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_fits_too(model: Model, place: Path, tmp_path: Path, dtype: str) -> None:
+    half = load(model.folder, device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    metrics = fit(
+        half, place / "videos", tmp_path, **options_for(place, "mse", steps=40, batch=8, report_every=40)
+    ).metrics
+    untrained, trained = log_of(tmp_path)
+    assert float(trained["with"]) > float(untrained["with"]) + 0.002
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
+    assert metrics["with"] == pytest.approx(float(trained["with"]), abs=1e-4)
 
 
 def test_texts_that_are_too_long_give_one_warning(model: Model) -> None:
@@ -785,7 +853,7 @@ def test_cli_says_in_one_sentence_what_is_wrong(
     given = re.sub("|".join(words), lambda found: str(words[found[0]]), arguments).split()
     defaults = {"--videos": place / "videos", "--out": tmp_path / "out", "--model": models("clip").folder}
     rest = [part for name, value in defaults.items() if name not in given for part in (name, str(value))]
-    code, out, err = everyframe(monkeypatch, capsys, "distill", *given, *rest, "--device", "cpu", "--steps", "2")
+    code, _, err = everyframe(monkeypatch, capsys, "distill", "--steps", 2, *given, *rest, "--device", "cpu")
     assert code == 1, (code, err)
     errors = [line for line in err.splitlines() if line.startswith("everyframe: ") and "left out:" not in line]
     assert len(errors) == 1 and re.search(message, errors[0]), err

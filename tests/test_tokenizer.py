@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_forward_is_linear_layers_with_relu_between(make: Make, layers: int, hid
     np.testing.assert_allclose(tokenizer(torch.from_numpy(rows).float()).detach().numpy(), values, atol=1e-5)
     assert values.shape == (5, tokenizer.width)
     sizes = [24, *[hidden or 32] * (layers - 1), 32]
-    assert tokenizer.macs == sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    assert tokenizer.macs == sum(a * b for a, b in pairwise(sizes))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -122,7 +122,8 @@ class ResidualTokenizer(nn.Module):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.layers.state_dict().items()}
         if len(self.layers) == 1:
             state = {name.removeprefix("0."): tensor for name, tensor in state.items()}
-        save_file(state, path, metadata={_METADATA: json.dumps(self.facts)})
+        # Not save_file: its files can be read by their owner alone.
+        Path(path).write_bytes(save(state, metadata={_METADATA: json.dumps(self.facts)}))
 
     def check_weights(self, model: Model, name: str) -> None:
         """Raise ValueError when this tokenizer was fitted to other weights than the model's."""

@@ -95,6 +95,8 @@ class Recipe:
         options.setdefault("micro_batch", min(batch, 64 if small else 256))
         if "loss" not in options:
             options["loss"] = "mse" if model.text is None else "text" if clips.captioned else "prompts"
+        if clips.frames < 2:
+            raise ValueError(f"frames must be at least 2, an I-frame and a P-frame, got {clips.frames}")
         recipe = cls(**options)
         if recipe.loss != "mse" and model.text is None:
             raise TrainingError(f"{model.name} has no text tower, which loss {recipe.loss!r} needs; use loss='mse'")
@@ -187,8 +189,11 @@ class _Run:
                 model.dim, model.vision.config.width, layers=recipe.layers, hidden=recipe.hidden
             ).to(model.device)
         self.encoder = ResidualViT(model, recipe.interleave, recipe.drop, recipe.select, self.tokenizer)
+        # The paper's eps is meant for gradients of its loss; those of a mean over D elements are D times smaller, and
+        # with the same eps the first hundreds of steps would hardly move.
+        eps = 1e-6 / model.dim if recipe.loss == "mse" else 1e-6
         self.optimizer = torch.optim.AdamW(
-            self.tokenizer.parameters(), lr=recipe.rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0
+            self.tokenizer.parameters(), lr=recipe.rate, betas=(0.9, 0.98), eps=eps, weight_decay=0.0
         )
         # Gradients in float16 underflow without a scale; this finds one and skips the steps that overflow.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
@@ -365,6 +370,11 @@ class _Run:
             },
             "fidelity_of_p_frames": metrics,
         }
+        if metrics["with"] <= metrics["without"]:
+            self.say(
+                f"on held-out videos P-frames are no better with this token ({metrics['with']:.4f}) than without one "
+                f"({metrics['without']:.4f}): take more steps, more clips, another learning rate or another loss"
+            )
         if self.ranks.first:
             temporary = self.folder / f"{PUBLISHED_FILE}.tmp"
             self.tokenizer.save(temporary)
