@@ -117,6 +117,8 @@ def bundled_table() -> str:
             lines.append(
                 f"| {encoder} | {group} | {row['queries']} | {100 * row['iou_0.5']:.1f} | {100 * row['iou_0.7']:.1f} |"
             )
+    for encoder, values in record["fidelity"].items():
+        lines += ["", f"Fidelity of {encoder}: mean {values['mean']:.3f}, 5th percentile {values['p5']:.3f}."]
     lines += ["", "| style | share of moving patches |", "| --- | --- |"]
     lines += [f"| {style} | {min(v):.2f} to {max(v):.2f} |" for style, v in record["moving_share"].items()]
     return "\n".join(lines)
@@ -134,6 +136,28 @@ def memory_table() -> str:
                 f"| {title} | {row['container']} | {short['minutes']:g} min | {long['minutes']:g} min | "
                 f"{short['peak_rss_mib']:.1f} / {long['peak_rss_mib']:.1f} | {row['ratio']:.3f} |"
             )
+    return "\n".join(lines)
+
+
+def distill_table() -> str:
+    record = read("distill")
+    machine = f"{record['threads']} threads of a {record['device']}"
+    lines = [
+        f"{record['dtype']}, {machine}, {record['clips']} clips per backward pass:",
+        "",
+        "| model | fitted | teacher, s per clip, once | step, s per clip and epoch | P-frames/s | peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in record["rows"]:
+        cells = [
+            row["architecture"],
+            f"{row['parameters_fitted'] / 1e6:.2f} M",
+            f"{row['teacher_ms_per_clip'] / 1e3:.2f}",
+            f"{row['step_ms_per_clip'] / 1e3:.2f}",
+            f"{row['p_frames_per_second']:.1f}",
+            f"{row['peak_mb'] / 1e3:.1f} GB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -160,6 +184,7 @@ RENDERERS = {
     "claim": encode_claim,
     "encode": encode_tables,
     "demo": demo_table,
+    "distill": distill_table,
     "bundled": bundled_table,
     "memory": memory_table,
 }

@@ -15,11 +15,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import everyframe as ef
 from everyframe.encoders.tokenizer import PUBLISHED_FILE, TOKENIZER_FILE
-from everyframe.synthetic import synthesize
+from everyframe.synthetic import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, Entity, synthesize
 from everyframe.training import distill, open_clips
 
 FIRST_SEED = 2000  # times 1000: held-out videos use seeds below 1,000,000, the bundled model's training those above
@@ -53,20 +54,41 @@ def render(folder: Path, videos: int, workers: int) -> Path:
     return table
 
 
+def world_prompts(file: Path, count: int = 2000) -> Path:
+    """A bank for --loss prompts: what can be said of this world, drawn without looking at the training videos."""
+    rng = np.random.default_rng(5)
+
+    def thing() -> Entity:
+        shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
+        return Entity(
+            shape=str(shape), colour=str(colour), pattern=str(rng.choice(PATTERNS)), size=str(rng.choice(list(SIZES)))
+        )
+
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        things = [thing() for _ in range(rng.integers(0, 4))]
+        background = str(rng.choice(BACKGROUNDS))
+        said = " and ".join(each.caption(size=bool(rng.random() < 0.5)) for each in things)
+        texts[f"{said} over {background}" if said else background] = None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return file
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("work/tokenizer"), help="videos and runs")
     parser.add_argument("--out", type=Path, help="model folder to put the tokenizer into; without, only --work")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--videos", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--loss", default="mse")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--drop", type=float, default=0.85)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompts", type=Path, help="texts for --loss prompts")
+    parser.add_argument("--prompts", type=Path, help="texts for --loss prompts; default: about this world")
     parser.add_argument("--name", help="of the run's folder in --work; default from loss, layers, drop and seed")
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     parser.add_argument("--threads", type=int, default=1, help="threads that train")
@@ -74,12 +96,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     videos = options.work / "videos"
     table = render(videos, options.videos, options.workers)
+    prompts = options.prompts
+    if options.loss == "prompts" and prompts is None:
+        prompts = world_prompts(options.work / "prompts.txt")
     run = options.work / (options.name or f"{options.loss}-{options.layers}-{options.drop:g}-{options.seed}")
     result = distill(
         ef.load(options.model, device="cpu"),
         open_clips(videos, table),
         run,
-        prompts=options.prompts,
+        prompts=prompts,
         loss=options.loss,
         layers=options.layers,
         drop=options.drop,

@@ -132,7 +132,7 @@ def run_demo(
         raise ValueError(f"nothing happens in {seconds:g} s of video; use at least 20 seconds")
     say(f"rendered {videos} videos of {seconds:.0f} s in {time.monotonic() - started:.0f} s: {folder / 'videos'}")
     model = load("bundled", device="cpu")
-    fast = ResidualViT(model, interleave=interleave, drop=drop, residual=None)
+    fast = ResidualViT(model, interleave=interleave, drop=drop)
     readers: dict[str, Encoder] = {"dense": DenseEncoder(model), "ResidualViT": fast}
     # A first pass costs extra (allocation, file cache); neither encoder should pay for it in the table.
     for reader in readers.values():
