@@ -4,7 +4,7 @@
 
 Renders videos of combinations that the bundled model's training showed (other videos than its own), writes a table of
 captioned segments, and calls `everyframe.training.distill`. Everything is seeded; a killed run goes on with the
-same command. --loss and --seed make the tokenizers that benchmarks/ablation.sh compares.
+same command. --loss, --layers and --seed make the others that docs/ablation.md compares.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def world_prompts(file: Path, count: int = 2000) -> Path:
     rng = np.random.default_rng(5)
 
     def thing() -> Entity:
-        shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
-        return Entity(
-            shape=str(shape), colour=str(colour), pattern=str(rng.choice(PATTERNS)), size=str(rng.choice(list(SIZES)))
-        )
+        while True:
+            words = (rng.choice(list(each)) for each in (COLOURS, PATTERNS, SHAPES, SIZES))
+            entity = Entity(*(str(word) for word in words))
+            if not entity.is_held_out:  # the evaluation is made of those
+                return entity
 
     texts: dict[str, None] = {}
     while len(texts) < count:
