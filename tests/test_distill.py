@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import csv
 import http.server
 import json
@@ -17,11 +18,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from importlib import metadata
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,8 +45,8 @@ from everyframe.training.distillation import _Run
 from everyframe.training.held_out import HeldOut, split
 from everyframe.training.losses import LOSSES, distillation_loss
 from everyframe.training.ranks import Ranks
-from everyframe.training.store import encode_texts
-from everyframe.video import VideoError, write_video
+from everyframe.training.store import ClipStore, clip_seed, encode_texts
+from everyframe.video import VideoError, write_image, write_video
 
 NUM_VIDEOS, SECONDS = 9, 8.0  # two clips of 4 s each: 18, of which 4 are held out
 FAMILIES: dict[str, Callable[[Path], Path]] = {
@@ -157,7 +161,7 @@ def everyframe(
 
 
 def gradient_of(run: _Run) -> torch.Tensor:
-    batch = run.store.batch(*run.indices(0))
+    batch = run.store.batch(run.places(0))
     run.gradient(batch, 0)
     return torch.cat([parameter.grad.flatten() for parameter in run.tokenizer.parameters()])  # type: ignore[union-attr]
 
@@ -170,7 +174,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(model: Model, place: Path, 
         found[micro_batch] = gradient_of(run)
         run.store.close()
     # The same by autograd alone, over the whole batch; and what averaging the parts' losses would give.
-    batch, indices = run.store.batch(*run.indices(0)), run.kept_indices(0)
+    batch, indices = run.store.batch(run.places(0)), run.kept_indices(0)
 
     def plain(rows: slice) -> torch.Tensor:
         run.optimizer.zero_grad()
@@ -209,12 +213,14 @@ def test_p_frames_keep_random_patches_and_the_first_frame_makes_the_token(
     seen = torch.cat([run.kept_indices(step).flatten() for step in range(60)]).bincount(minlength=25)
     assert seen.min() > 0.6 * seen.float().mean() and seen.max() < 1.5 * seen.float().mean()
 
-    (indices, epoch), clips = run.indices(0), open_clips(place / "videos")
-    batch = run.store.batch(indices, epoch)
+    places, clips = run.places(0), open_clips(place / "videos")
+    batch = run.store.batch(places)
     features = run.student(batch, kept, slice(0, 2))
     vision = model.vision
-    for row, index in enumerate(indices[:2]):
-        pixels = model.preprocess(clips.load(index, 0).frames)
+    for row, (index, epoch) in enumerate(places[:2]):
+        clip = clips.load(index, clip_seed(0, epoch, index))
+        assert batch.names[row] == clip.name
+        pixels = model.preprocess(clip.frames)
         dense = DenseEncoder(model).encode(pixels)
         torch.testing.assert_close(batch.teacher[row], dense, atol=1e-5, rtol=0)
         token = run.tokenizer(dense[:1])
@@ -228,15 +234,17 @@ def test_p_frames_keep_random_patches_and_the_first_frame_makes_the_token(
 
 def test_clips_and_patches_do_not_depend_on_the_number_of_processes(model: Model, place: Path, tmp_path: Path) -> None:
     run = make_run(model, place, tmp_path / "run", "mse")
-    whole = [(run.indices(step)[0], run.kept_indices(step)) for step in range(5)]
+    whole = [(run.places(step), run.kept_indices(step)) for step in range(5)]
     parts: list[list[Any]] = [[], []]
     run.ranks.count = 2
     for run.ranks.rank in (0, 1):
-        parts[run.ranks.rank] = [(run.indices(step)[0], run.kept_indices(step)) for step in range(5)]
+        parts[run.ranks.rank] = [(run.places(step), run.kept_indices(step)) for step in range(5)]
     for step, (indices, kept) in enumerate(whole):
         assert indices == parts[0][step][0] + parts[1][step][0]
         assert torch.equal(kept, torch.cat([parts[0][step][1], parts[1][step][1]]))
-    epochs = [index for indices, _ in whole for index in indices][:28]
+    listed = [place for places, _ in whole for place in places][:28]
+    assert [epoch for _, epoch in listed] == [0] * 14 + [1] * 14
+    epochs = [index for index, _ in listed]
     assert sorted(epochs[:14]) == sorted(epochs[14:]) == run.training.tolist() and epochs[:14] != epochs[14:]
     run.store.close()
 
@@ -466,8 +474,70 @@ def test_the_second_epoch_decodes_nothing(model: Model, place: Path, tmp_path: P
     clips.loaded.clear()
     distill(model, clips, tmp_path / "fresh", **options, fresh=True)
     assert len(clips.loaded) == 6 * 7
-    assert_same(weights(tmp_path / "kept"), weights(tmp_path / "kept"))
+    distill(model, clips, tmp_path / "again", **options)
+    assert_same(weights(tmp_path / "kept"), weights(tmp_path / "again"), atol=1e-5)
     assert (weights(tmp_path / "kept")["bias"] - weights(tmp_path / "fresh")["bias"]).abs().max() > 1e-4
+
+
+def make_store(model: Model, clips: Any, folder: Path | None, seed: int = 0) -> ClipStore:
+    pool = np.arange(len(clips))
+    return ClipStore(
+        model, clips, pool=pool, seed=seed, folder=folder, with_texts=False, on_failure=lambda message: None
+    )
+
+
+def test_what_is_read_ahead_holds_no_frames(model: Model, place: Path) -> None:
+    alive: list[Any] = []
+
+    class Watched(Spied):
+        def load(self, index: int, seed: int) -> Any:
+            clip = super().load(index, seed)
+            alive.append(weakref.ref(clip.frames))
+            return clip
+
+    store = make_store(model, Watched(open_clips(place / "videos")), None)
+    store.prefetch([(index, 0) for index in range(4)])
+    concurrent.futures.wait(store._ahead.values())
+    assert len(alive) == 4 and not any(frames() is not None for frames in alive)
+    store.close()
+
+
+def test_a_kept_clip_has_the_name_it_was_decoded_with(model: Model, place: Path, tmp_path: Path) -> None:
+    clips = Spied(open_clips(place / "videos"))
+    names = []
+    for _ in range(2):
+        store = make_store(model, clips, tmp_path / "clips")
+        names.append(store.batch([(3, 0), (5, 1)]).names)
+        store.close()
+    assert names[0] == names[1] and len(clips.loaded) == 2
+    assert all(re.fullmatch(r".*/v\d\.mp4 at \d\.\d\d s", name) for name in names[0])
+
+
+def test_fresh_clips_follow_from_seed_and_epoch_of_each(model: Model, place: Path) -> None:
+    clips = open_clips(place / "videos")
+    store = make_store(model, clips, None)
+    batch = store.batch([(2, 0), (2, 1), (7, 1)])
+    expected = [clips.load(index, clip_seed(0, epoch, index)).name for index, epoch in [(2, 0), (2, 1), (7, 1)]]
+    assert batch.names == expected and len(set(expected)) == 3
+    store.close()
+    seeds = {clip_seed(*key) for key in product(range(10), repeat=3)}
+    assert len(seeds) == 1000 and all(seed >= 0 for seed in seeds)
+
+
+def test_clips_that_cannot_be_removed_end_the_run(
+    model: Model, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = open_clips(place / "videos")
+    make_store(model, clips, tmp_path / "clips").close()
+
+    def stuck(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(shutil, "rmtree", stuck)
+    make_store(model, clips, tmp_path / "clips").close()  # the same clips
+    with pytest.raises(PermissionError, match="clips"):
+        make_store(model, clips, tmp_path / "clips", seed=1)
 
 
 def test_kept_clips_may_be_deleted_in_between(model: Model, place: Path, tmp_path: Path) -> None:
@@ -552,10 +622,11 @@ def test_a_loss_that_is_not_a_number_names_step_and_clips(
 
 
 class Listed:
-    """Clips by (video, start) alone."""
+    """Clips by (video, start) alone, each a second long; or by (video, start, end)."""
 
-    def __init__(self, *clips: tuple[str, float]) -> None:
+    def __init__(self, *clips: tuple[Any, ...]) -> None:
         self.clips = clips
+        self.names = sorted({video for video, *_ in clips})
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -563,8 +634,14 @@ class Listed:
     def video(self, index: int) -> str:
         return self.clips[index][0]
 
+    def video_number(self, index: int) -> int:
+        return self.names.index(self.clips[index][0])
+
     def start(self, index: int) -> float:
         return self.clips[index][1]
+
+    def end(self, index: int) -> float:
+        return self.clips[index][2] if len(self.clips[index]) > 2 else self.start(index) + 1
 
 
 @pytest.mark.parametrize(("videos", "held_videos"), [(8, 2), (40, 2), (100, 5), (2000, 64)])
@@ -590,6 +667,32 @@ def test_of_few_videos_the_end_is_held_out(lengths: list[int], expected: list[li
     wanted = {(f"v{video}", float(place)) for video, places in enumerate(expected) for place in places}
     assert {clips.clips[index] for index in held} == wanted
     assert not set(training) & set(held) and len(training) + len(held) == len(clips)
+
+
+@pytest.mark.parametrize(
+    ("clips", "training", "held_out"),
+    [
+        ([("a", 0, 4), ("a", 4, 7), ("a", 6, 9), ("a", 7, 9)], [0, 1], [3]),  # the third reaches into the last
+        ([("a", 0, math.inf)] * 3 + [("b", 0, math.inf)] * 2, [0, 1, 2], [3, 4]),  # whole videos, several captions
+        ([("a", 0, 9), ("a", 1, 9), ("a", 8, 9), ("b", 0, 4)], [0, 1, 2], [3]),
+    ],
+)
+def test_nothing_is_both_trained_on_and_held_out(clips: list[Any], training: list[int], held_out: list[int]) -> None:
+    found = split(Listed(*clips))  # type: ignore[arg-type]
+    assert [part.tolist() for part in found] == [training, held_out]
+
+
+def test_one_video_whose_clips_all_overlap_is_too_little() -> None:
+    with pytest.raises(TrainingError, match="all 3 clips are of one video and reach into the last of them"):
+        split(Listed(*[("a", 0, math.inf)] * 3))  # type: ignore[arg-type]
+
+
+def test_windows_that_are_too_short_are_said(model: Model, place: Path) -> None:
+    clips = open_clips(place / "videos")
+    options: dict[str, Any] = {"interleave": 2, "drop": 0.5, "select": "motion", "most": 4, "seed": 0}
+    said = r"the 2 held-out windows .* less than 2 frames in 0\.007 s, at 1000"
+    with pytest.raises(TrainingError, match=said), pytest.warns(UserWarning, match="1000 frames per second were asked"):
+        HeldOut(model, clips, np.array([3, 4]), fps=1000, **options)
 
 
 def test_one_clip_is_too_few() -> None:
@@ -652,6 +755,56 @@ def test_held_out_windows_never_show_what_is_trained_on(model: Model, tmp_path: 
     assert times[0] >= latest - 0.01
 
 
+def test_a_folder_of_images_is_enough(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    world = SyntheticVideo(3, seconds=6, fps=8, size=(48, 48))
+    for number, picture in enumerate(world.frames()):
+        write_image(tmp_path / "images" / f"{number:03}.png", picture)
+    clips = open_clips(tmp_path / "images")
+    assert len(clips) == 12
+    _, _, times = clips.window(11, seconds=7 / 3, fps=3.0, motion=False)
+    assert times.tolist() == [44.0, 45.0, 46.0]  # the time line of its clips: one image a second
+    assert clips.load(11, 0).seconds >= 44
+    result = fit(model, tmp_path / "images", tmp_path / "out", loss="mse", batch=4, steps=2)
+    assert 0 < result.metrics["without"] < 1
+
+
+# --- the recipe ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "width", "number", "processes", "batch"),
+    [
+        ("cuda", 768, 10**6, 1, 2048),
+        ("cuda", 1024, 10**6, 1, 1536),
+        ("cpu", 768, 10**6, 1, 256),
+        ("cpu", 1024, 10**6, 1, 256),
+        ("cuda", 768, 1000, 1, 64),
+        ("cuda", 1024, 1000, 1, 64),
+        ("cuda", 1024, 8 * 1535, 1, 1024),
+        ("cpu", 768, 1000, 1, 64),
+        ("cuda", 768, 10, 1, 8),
+        ("cuda", 1024, 10, 1, 8),
+        ("cpu", 768, 10, 1, 8),
+        ("cuda", 768, 10**6, 6, 2046),
+        ("cuda", 1024, 1000, 3, 63),
+        ("cuda", 768, 10, 16, 16),
+    ],
+)
+def test_default_batch(
+    monkeypatch: pytest.MonkeyPatch, device: str, width: int, number: int, processes: int, batch: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    vision = SimpleNamespace(config=SimpleNamespace(width=width))
+    model: Any = SimpleNamespace(device=torch.device(device), vision=vision, text=None)
+    clips: Any = type("Many", (), {"frames": 4, "captioned": False, "__len__": lambda self: number})()
+    recipe = Recipe.for_data(model, clips)
+    assert recipe.batch == batch and recipe.loss == "mse"
+    assert recipe.steps == max(500, math.ceil(5 * number / batch))
+    assert recipe.micro_batch == min(batch, 64 if device == "cpu" else 256)
+    assert Recipe.for_data(model, clips, batch=7).batch == 7
+
+
 # --- what is written -------------------------------------------------------------------------------------
 
 
@@ -669,6 +822,8 @@ def test_what_is_written(model: Model, place: Path, tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text()
     for name in ("with", "without", "copy", "interpolate"):
         assert f"{facts['fidelity_of_p_frames'][name]:.4f}" in card
+    assert (facts["everyframe"], facts["dtype"]) == (metadata.version("everyframe"), "float32")
+    assert facts["prompts"] is None and facts["fps"] == 3.0
     assert str(tmp_path) not in card and str(place) not in card
     assert not (tmp_path / "failures.txt").exists() and result.failures == []
     modes = {file.stat().st_mode for file in tmp_path.iterdir()}
@@ -706,6 +861,16 @@ def test_texts_that_are_too_long_give_one_warning(model: Model) -> None:
 
 
 # --- several processes -----------------------------------------------------------------------------------
+
+
+def test_processes_that_find_different_steps_stop(
+    model: Model, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_for(place, "mse", steps=3)
+    fit(model, place / "videos", tmp_path, **options)
+    monkeypatch.setattr(Ranks, "gather", lambda self, rows: torch.cat([rows, torch.zeros_like(rows)]))
+    with pytest.raises(TrainingError, match=r"different steps \(3, 0\) in .*--out must be a folder that all"):
+        fit(model, place / "videos", tmp_path, **options)
 
 
 def torchrun(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -746,10 +911,10 @@ from everyframe.training import TrainingError, distill, open_clips
 from everyframe.training.store import ClipStore
 
 read = ClipStore.batch
-def batch(self, indices, epoch):
+def batch(self, places):
     if os.environ["RANK"] == "1":
         raise TrainingError("the second process cannot read its clips")
-    return read(self, indices, epoch)
+    return read(self, places)
 ClipStore.batch = batch
 distill(load(sys.argv[1], device="cpu"), open_clips(sys.argv[2]), sys.argv[3], loss="mse", batch=4, steps=3)
 """
@@ -757,6 +922,38 @@ distill(load(sys.argv[1], device="cpu"), open_clips(sys.argv[2]), sys.argv[3], l
     run = torchrun(script, model.folder, place / "videos", tmp_path / "out")
     assert run.returncode != 0
     assert "TrainingError: the second process cannot read its clips" in run.stderr
+
+
+def test_the_message_of_every_process_names_the_bad_clip(model: Model, place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    script = tmp_path / "fails.py"
+    script.write_text(
+        """
+import os, sys
+from pathlib import Path
+from everyframe.backbone import load
+from everyframe.training import TrainingError, distill, open_clips
+from everyframe.training.store import ClipStore
+
+read, rank, out = ClipStore.batch, os.environ["RANK"], Path(sys.argv[3])
+def batch(self, places):
+    result = read(self, places)
+    if rank == "1":
+        result.teacher[1] = float("nan")
+        (out / "bad.txt").write_text(result.names[1])
+    return result
+ClipStore.batch = batch
+try:
+    distill(load(sys.argv[1], device="cpu"), open_clips(sys.argv[2]), out, loss="mse", batch=4, steps=3)
+except TrainingError as error:
+    (out / f"message{rank}.txt").write_text(str(error))
+"""
+    )
+    run = torchrun(script, model.folder, place / "videos", tmp_path)
+    assert run.returncode == 0, run.stderr
+    bad, *messages = ((tmp_path / f"{name}.txt").read_text() for name in ("bad", "message0", "message1"))
+    assert messages[0] == messages[1]
+    assert f"the loss is nan at step 1, in the batch of {bad}; " in messages[0]
 
 
 # --- the command line ------------------------------------------------------------------------------------
@@ -773,6 +970,7 @@ def test_cli_fits_and_the_tokenizer_is_used(
     assert "step 2: loss" in err and "held-out fidelity of P-frames" in err
     code, out, err = everyframe(monkeypatch, capsys, *fitting, "--loss", "mse", "--json")
     assert code == 0 and json.loads(out)["weights_sha256"] == model.weights_sha256
+    assert json.loads(out)["failures"] == []
     encoding = ["encode", place / "videos" / "v0.mp4", "--out", tmp_path / "features", *base, "--quiet"]
     code, out, err = everyframe(monkeypatch, capsys, *encoding, "--residual", tmp_path / "token")
     assert code == 0 and "warning" not in err, err
@@ -799,6 +997,9 @@ def test_cli_leaves_unreadable_videos_out_and_exits_1(
         assert {Path(line.partition(": ")[0]).name for line in failures} == {"bad.mp4", "v3.mp4"}, failures
         assert f"{len(failures)} could not be used: {tmp_path / 'out' / 'failures.txt'}" in err
         assert err.count("bad.mp4") == 1
+    code, out, err = everyframe(monkeypatch, capsys, *command, "--json")
+    assert code == 1 and json.loads(out)["failures"] == failures
+    assert all(line in err for line in failures), err
 
 
 @pytest.mark.parametrize(
@@ -827,6 +1028,10 @@ def test_cli_leaves_unreadable_videos_out_and_exits_1(
         ("--hidden 4", "hidden is the width between 2 or more layers"),
         ("--interleave 0", "interleave must be at least 1, got 0"),
         ("--select best", "select must be one of"),
+        ("--fps 0", r"fps must be a positive number, got 0\.0"),
+        ("--push-to token", "a hub repository is written owner/name, got 'token'"),
+        ("--push-to https://hub/me/token", "a hub repository is written owner/name, got 'https://hub/me/token'"),
+        ("--private", "--private has no meaning without --push-to"),
         ("--report-every 0", "report_every must be at least 1, got 0"),
         ("--frames 1", "frames must be at least 2"),
         ("--out PROMPTS/out", "cannot write to .*; choose another --out"),
@@ -925,6 +1130,7 @@ def test_publish_puts_the_files_on_the_hub_or_says_why_not(
 ) -> None:
     address, handler = hub
     fit(model, place / "videos", tmp_path / "out", **options_for(place, "mse", steps=1))
+    assert 'residual="path/to/this/folder")' in (tmp_path / "out" / "README.md").read_text()
     # One process for all three: importing the client takes longest.
     code = """
 import sys, urllib.request
@@ -950,6 +1156,7 @@ for _ in range(2):
     assert process.stdout.readline() == f"{address}/me/token\n"
     names = {"tokenizer.safetensors", "tokenizer.json", "README.md", "log.csv"}
     assert handler.uploaded == {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    assert 'residual="me/token")' in handler.uploaded["README.md"].decode()
     for handler.refusal in (401, 404):
         process.stdin.write("go on\n")
         process.stdin.flush()

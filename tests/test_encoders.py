@@ -185,6 +185,17 @@ def test_encoding_in_chunks_is_encoding_the_whole(clip, select, with_motion):
         assert_near(part, whole[start:end])
 
 
+@pytest.mark.parametrize("select", ["motion", "random"])
+def test_encode_p_gives_the_p_frames_of_encode(clip, select):
+    pixels, motion = frames(clip, 8)
+    encoder = ResidualViT(clip, 2, 0.6, select, make_tokenizer(clip), batch_size=1)
+    whole = encoder.encode(pixels, motion, first_frame=3)
+    rows = torch.tensor([1, 4, 5, 7])
+    own = encoder.encode_p(pixels, motion, rows, whole[rows // 3 * 3], first_frame=3)
+    assert_near(own, whole[rows])
+    assert encoder.encode_p(pixels, motion, rows[:0], whole[:0]).shape == (0, clip.dim)
+
+
 @pytest.mark.parametrize("select", ["random", "motion"])
 def test_seed_and_frame_number_decide_random_choices(clip, select):
     pixels, _ = frames(clip, 3)

@@ -14,11 +14,11 @@ import torch
 import checkpoints
 import everyframe as ef
 from everyframe import cli
-from everyframe.encoders.baselines import copy_features, interpolate_features
+from everyframe.encoders.baselines import copy_features, fidelity, interpolate_features
 from everyframe.encoders.tokenizer import TOKENIZER_FILE
 from everyframe.evaluation.plots import write_plots
 from everyframe.evaluation.summary import Ablation, Row, compare, spread
-from everyframe.evaluation.synthetic import Video, evaluate_synthetic, fidelity, rendered_videos
+from everyframe.evaluation.synthetic import Video, evaluate_synthetic, rendered_videos
 from everyframe.evaluation.tables import caption, markdown, narrow, tables
 from everyframe.evaluation.variants import Sweep, read_tokenizers
 from everyframe.spans import recall_at
@@ -201,11 +201,20 @@ def hits(*videos: str) -> list[np.ndarray]:
 
 
 def test_compare_counts_and_bounds() -> None:
-    wins, losses, difference, low, high = compare(hits("++-", "+--", ""), hits("+--", "-+-", ""))
+    wins, losses, difference, low, high = compare(
+        hits("++-", "+--", "", "---", "---", "---"), hits("+--", "-+-", "", "---", "---", "---")
+    )
     assert (wins, losses) == (2, 1)
-    assert difference == pytest.approx(100 / 6)
-    # Two videos, of +1 and 0 of three queries: the mean of two drawn ones lies between these.
-    assert (low, high) == pytest.approx((0, 100 / 3))
+    assert difference == pytest.approx(100 / 15)
+    # Five videos with queries, of +1, 0, 0, 0, 0 of three. Drawing the first k of 5 times is binomial: P(k = 0) is
+    # 0.33 and P(k > 3) is 0.007, P(k > 2) is 0.058.
+    assert (low, high) == pytest.approx((0, 100 * 3 / 15))
+
+
+def test_compare_gives_no_interval_of_few_videos() -> None:
+    assert compare(hits("++-", "+--", "", "+", "-"), hits("+--", "-+-", "", "+", "-"))[3:] == (None, None)
+    with pytest.raises(ValueError, match="at least one query"):
+        compare(hits(""), hits(""))
 
 
 def test_compare_is_seeded_and_says_when_a_difference_is_sure() -> None:
@@ -237,6 +246,7 @@ def test_fidelity_is_the_cosine() -> None:
     rows = np.random.default_rng(0).standard_normal((2, 5, 8))
     rows = (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float32)
     np.testing.assert_allclose(fidelity(rows[0], rows[1]), (rows[0] * rows[1]).sum(1), atol=1e-6)
+    np.testing.assert_allclose(fidelity(3 * rows[0], rows[1]), fidelity(rows[0], rows[1]), atol=1e-12)
     assert (fidelity(rows[0], rows[0]) == 1).all()
 
 
@@ -254,6 +264,11 @@ def test_tables(ablation: Ablation) -> None:
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.header)}
         assert len(narrow(table).rows) == len(table.rows)
+    assert {row[-1] for row in found["pairs"].rows} == {"-"}  # of four videos there is no interval
+    record["pairs"][0].update(low=-1.26, high=2.0)
+    assert tables(record)["pairs"].rows[0][-1] == "-1.3 to +2.0"
+    assert "interval" not in caption(ablation.as_dict())
+    assert "not that of trainings, and are not corrected" in caption(record)
     first = markdown(found["methods"]).splitlines()[2]
     assert first.startswith("| a. every frame in full | 0.1598 | 100.0 |")
     assert "| 1.000 ± 0.000 | 1.000 ± 0.000 | - |" in first
@@ -284,6 +299,36 @@ def test_plots_are_written_and_the_same_again(ablation: Ablation, tmp_path: Path
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
         assert one.read_bytes().startswith(b"<?xml")
+
+
+def test_plots_draw_every_row(ablation: Ablation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    record = ablation.as_dict()
+    write_plots(record, tmp_path)
+    # Of each panel: the points of each line, without what None would hide.
+    drawn = [
+        [{line.get_label(): line[0].get_xydata().tolist() for line in panel.containers} for panel in figure.axes]
+        for figure in figures
+    ]
+    table = record["tables"]["interleave"]
+    for panel, key in zip(drawn[0], ("relative_50", "fidelity"), strict=True):
+        assert {label: len(points) for label, points in panel.items()} == {
+            "ResidualViT, no token": 2, "ResidualViT + token": 2, "copy the I-feature": 2, "interpolate I-features": 2,
+            "dense": 1,
+        }  # fmt: skip
+        wanted = [[row["cost_percent"], row[key]["mean"]] for row in table if row["variant"].startswith("copy")]
+        assert panel["copy the I-feature"] == wanted
+    for panel in drawn[1]:
+        assert {label: [p for p, _ in points] for label, points in panel.items()} == {
+            "no token": [0.7, 0.85], "+ token (A)": [0.7, 0.85], "+ token fitted for each p (B)": [0.7]
+        }  # fmt: skip
+    assert len(drawn[2]) == 4  # N = 2 and N = 5, recall and fidelity
+    for panel in drawn[2]:
+        assert {len(points) for points in panel.values()} == {2} and len(panel) == 5  # two videos: still and handheld
+        assert [round(x) for x, _ in panel["dense"]] == [0, 1]
 
 
 def test_command_line(folder: Path, ablation: Ablation, capsys, monkeypatch) -> None:

@@ -18,7 +18,7 @@ import torch
 
 import everyframe as ef
 from everyframe import cli
-from everyframe.pipeline import Sampling, encode_videos, forecast, output_paths
+from everyframe.pipeline import Sampling, encode_videos, forecast, output_paths, read_window
 from everyframe.video import VideoError, write_video
 
 
@@ -91,6 +91,27 @@ def test_encode_video_takes_bytes_and_a_range(model: ef.Model, clips: Path) -> N
     np.testing.assert_allclose(part.times, whole.times[10:15])
     np.testing.assert_allclose(part.embeddings, whole.embeddings[10:15], atol=1e-5)
     assert part.frame_ends[-1] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("start", "end"), [(None, None), (1.0, 3.0)])
+def test_read_window_reads_what_encode_video_reads(
+    model: ef.Model, clips: Path, start: float | None, end: float | None
+) -> None:
+    encoder = ef.ResidualViT(model, residual=None, batch_size=3)
+    wanted = ef.encode_video(clips / "clip0.mp4", encoder, start=start, end=end)
+    window = read_window(clips / "clip0.mp4", model, start=start, end=end)
+    np.testing.assert_array_equal(window.times, wanted.times)
+    np.testing.assert_allclose(encoder.encode(window.pixels, window.motion).numpy(), wanted.embeddings, atol=1e-5)
+    assert window.end_seconds == wanted.frame_ends[-1]
+    assert window.motion_source == wanted.settings["motion_source"] == "codec"
+    plain = read_window(clips / "clip0.mp4", model, start=start, end=end, motion=False)
+    assert torch.equal(plain.pixels, window.pixels)
+    assert (plain.motion, plain.motion_source) == (None, None)
+
+
+def test_read_window_says_what_it_cannot_read(model: ef.Model, clips: Path) -> None:
+    with pytest.raises(VideoError, match="no frame from 1000 s"):
+        read_window(clips / "clip0.mp4", model, start=1000.0)
 
 
 def test_encode_video_rejects_what_it_cannot_do(model: ef.Model, clips: Path, tmp_path: Path) -> None:
@@ -315,6 +336,28 @@ def test_cli_says_what_is_wrong_in_one_line(
     errors = capsys.readouterr().err
     assert re.search(message, errors), errors
     assert len([line for line in errors.splitlines() if line.startswith("everyframe:")]) == 1
+
+
+@pytest.mark.parametrize("command", [["encode"], ["audit"], ["evaluate", "synthetic"]])
+def test_running_out_of_memory_is_said_in_words_that_fit_every_command(
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+) -> None:
+    def load(*_: object, **__: object) -> ef.Model:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("everyframe.backbone.load", load)
+    monkeypatch.chdir(tmp_path)
+    videos = [] if command[0] == "evaluate" else [str(clips)]
+    monkeypatch.setattr(sys, "argv", ["everyframe", *command, *videos])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 1
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "the device ran out of memory; use a smaller model, another --device or, where this command has" in printed
 
 
 def test_cli_encode_reports_bad_files_and_exits_1(clips: Path, tmp_path: Path) -> None:

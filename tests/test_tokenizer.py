@@ -209,6 +209,25 @@ def test_a_missing_one_is_said(model: Model, tmp_path: Path, source: str, messag
             ResidualViT(model, residual=path)
 
 
+def test_a_hub_repository_without_a_tokenizer_is_told_from_an_unreachable_hub(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    monkeypatch.setattr("everyframe.backbone.hub._probe", lambda name: None)
+    for error, message in (
+        (EntryNotFoundError("404"), r"^someone/else holds no tokenizer\.safetensors; name one made by .* --push-to$"),
+        (LocalEntryNotFoundError("timed out"), "someone/else does not exist: .* the hub cannot be reached"),
+    ):
+
+        def download(*_: object, error: Exception = error, **__: object) -> str:
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        with pytest.raises(FileNotFoundError, match=message):
+            ResidualViT(model, residual="someone/else")
+
+
 def test_hub_id_is_found_in_the_cache_when_offline(make: Make, model: Model, folder: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--someone--token" / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import tarfile
 import warnings
@@ -311,6 +312,19 @@ def test_shards_give_one_captioned_clip_per_video(tmp_path, folder):
     assert np.array_equal(other.load(2, 3).frames, many.load(2, 3).frames)
 
 
+def test_a_dot_in_a_name_gives_no_caption_to_another_video(tmp_path, folder):
+    a = folder / "a.mp4"
+    members = {"clip_12.5.mp4": a, "clip_12.7.mp4": a, "clip_12.7.txt": b"seven", "8.raw.mp4": a, "8.txt": b"eight"}
+    found, _ = index_shard(pack(tmp_path / "s.tar", members))
+    assert {name: caption for name, _, _, caption in found} == {
+        "clip_12.5.mp4": "",
+        "clip_12.7.mp4": "seven",
+        "8.raw.mp4": "eight",
+    }
+    two = {"9.mp4": a, "9.1.txt": b"one", "9.2.txt": b"two"}
+    assert index_shard(pack(tmp_path / "t.tar", two))[0][0][3] == ""
+
+
 def test_shards_without_some_or_any_captions(tmp_path, folder):
     a = folder / "a.mp4"
     members = {"1.mp4": a, "1.txt": b"x", "2.mp4": a, "2.txt": b" \n", "3.mp4": a, "3.json": b"{"}
@@ -400,6 +414,9 @@ def test_table_rows_are_clips(tmp_path, folder):
     assert [clips.load(index, 1).caption for index in range(5)] == ["one, with a comma", "two", "three", "four", "five"]
     assert [Path(clips.video(index)).name for index in range(5)] == ["a.mp4", "c.mp4", "c.mp4", "a.mp4", "b.mp4"]
     assert [clips.start(index) for index in range(5)] == [2.0, 0.0, 1.5, 0.0, 0.0]
+    assert [clips.end(index) for index in range(5)] == [6.0, math.inf, math.inf, 0.8, math.inf]
+    numbered = [clips.video_number(index) for index in range(5)]
+    assert numbered[0] == numbered[3] and numbered[1] == numbered[2] and len(set(numbered)) == 3
     for index, low, high in [(0, 20, 60), (2, 15, 60), (3, 0, 8)]:
         for seed in range(8):
             shown = numbers(clips.load(index, seed).frames)
@@ -457,6 +474,13 @@ def test_table_warns_once_of_each_kind_of_gap(tmp_path, folder):
     ]
     assert {each.filename for each in caught} == {__file__}
     assert [clips.load(index, 0).caption for index in range(len(clips))] == ["one"]
+
+
+def test_nan_is_blank_in_start_and_end(tmp_path):
+    path = table(tmp_path / "c.csv", "video,caption,start,end", "a,x,nan,NaN", "nan,y,1,nan")
+    assert [str(row) for row in read_table(path)] == ["('a', 'x', 0.0, nan)", "('nan', 'y', 1.0, nan)"]
+    path = table(tmp_path / "c.jsonl", '{"video": "a", "caption": "x", "start": NaN, "end": 2}')
+    assert list(read_table(path)) == [("a", "x", 0.0, 2.0)]
 
 
 @pytest.mark.parametrize(
@@ -551,6 +575,12 @@ def test_folder_of_images_is_a_video(tmp_path, folder):
     clips = open_clips(tmp_path)
     assert len(clips) == 3
     assert clips.load(1, 0).frames[:, 0, 0, 0].tolist() == [20 + 7 * index for index in range(4, 8)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of more features per second than there are images, say
+        frames, _, times = clips.window(1, seconds=2.5, fps=3.0, motion=False)
+    assert times.tolist() == [4.0, 5.0, 6.0]
+    assert frames[:, 0, 0, 0].tolist() == [20 + 7 * index for index in range(4, 7)]
+    assert clips.window(1, seconds=4, fps=0.5, motion=False)[2].tolist() == [4.0, 6.0]
 
 
 def test_real_videos_give_clips_from_files_and_from_a_shard(tmp_path):

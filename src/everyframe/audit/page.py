@@ -38,7 +38,7 @@ def audit_page(audit: Audit) -> str:
         '<p class="note">Fidelity: cosine of a frame\'s feature to its dense feature, mean over all frames; I-frames '
         "are exact. copy and interpolate use the I-features alone. Moments: temporal IoU with the moment found in "
         "dense features. GFLOPs: multiply-accumulates of the linear layers. Model faster: measured time of the model "
-        "alone; with reading: decoding and resizing included, which all settings need.</p>"
+        "alone; with reading: decoding and resizing included, and motion where a setting needs it.</p>"
     )
     body += [f'<p class="note">{html.escape(note)}</p>' for note in audit.notes]
     if shown is not None:
@@ -63,7 +63,7 @@ def _advice(audit: Audit) -> str:
 
 def _videos(audit: Audit, shown: Setting) -> list[str]:
     videos = sorted(audit.videos, key=lambda video: video.row(shown).fidelity_mean)
-    pictured = [video for video in videos if video.worst]
+    pictured = [video for video in videos if shown in video.worst]
     body = [f"<h2>{html.escape(shown.title)} over time</h2>"]
     if len(videos) > 1:
         figures = [

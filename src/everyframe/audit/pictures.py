@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from everyframe.audit.result import WorstFrame
-from everyframe.audit.windows import Window
 from everyframe.backbone import Model
 from everyframe.encoders import ResidualViT
+from everyframe.pipeline import Window
 from everyframe.video import write_image
 
 _SIDE = 224  # pixels a picture has at least, so that the edges of kept patches can be seen

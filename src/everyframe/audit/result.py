@@ -48,7 +48,8 @@ class Row:
     fidelity_*: over all frames, I-frames included (they are exact). p_*: over P-frames alone; None without any.
     moment_*: temporal IoU with the moment found in dense features, mean and share of at least `SHARE_IOU`; None
     where `moments`, the number of comparisons, is 0. GFLOPs count multiply-accumulates of linear layers.
-    encode_*: the model alone. total_speed_up: reading the video included, one after the other.
+    encode_*: the model alone. reading_ms_per_frame: decoding and resizing, with motion where the setting needs it
+    (`reads_motion`). total_speed_up: model and reading, one after the other.
     """
 
     setting: Setting
@@ -66,6 +67,8 @@ class Row:
     gflops_per_frame: float
     encode_ms_per_frame: float
     encode_speed_up: float
+    reads_motion: bool
+    reading_ms_per_frame: float
     total_speed_up: float
 
     HEADER = (
@@ -106,13 +109,15 @@ class Row:
 
 @dataclass
 class Tally:
-    """What has been measured of one setting so far: over windows, then over videos."""
+    """What has been measured of one setting so far: over windows, then over videos. Seconds of encoding, reading."""
 
+    reads_motion: bool = False
     cosines: list[np.ndarray] = field(default_factory=list)
     reduced: list[np.ndarray] = field(default_factory=list)  # bool [T]: is it a P-frame?
     ious: list[float] = field(default_factory=list)
     macs: float = 0.0
     seconds: float = 0.0
+    reading: float = 0.0
 
     def add(self, other: Tally) -> None:
         self.cosines += other.cosines
@@ -120,9 +125,10 @@ class Tally:
         self.ious += other.ious
         self.macs += other.macs
         self.seconds += other.seconds
+        self.reading += other.reading
 
-    def row(self, setting: Setting, dense_seconds: float, reading_seconds: float) -> Row:
-        """The figures; `dense_seconds` and `reading_seconds` are those of the same frames."""
+    def row(self, setting: Setting, dense: Tally) -> Row:
+        """The figures; `dense` is the tally of dense encoding over the same frames."""
         cosines, reduced = np.concatenate(self.cosines), np.concatenate(self.reduced)
         of_p, frames = cosines[reduced], len(cosines)
         return Row(
@@ -140,8 +146,10 @@ class Tally:
             moment_share=float(np.mean(np.array(self.ious) >= SHARE_IOU)) if self.ious else None,
             gflops_per_frame=self.macs / frames / 1e9,
             encode_ms_per_frame=1000 * self.seconds / frames,
-            encode_speed_up=dense_seconds / self.seconds,
-            total_speed_up=(dense_seconds + reading_seconds) / (self.seconds + reading_seconds),
+            encode_speed_up=dense.seconds / self.seconds,
+            reads_motion=self.reads_motion,
+            reading_ms_per_frame=1000 * self.reading / frames,
+            total_speed_up=(dense.seconds + dense.reading) / (self.seconds + self.reading),
         )
 
 
@@ -178,13 +186,15 @@ class WorstFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoAudit:
-    """One video. times float64 [T] seconds; cosines: per setting float32 [T]; reduced: per setting bool [T]."""
+    """One video. times float64 [T] seconds; cosines: per setting float32 [T]; reduced: per setting bool [T].
+
+    worst: pictures, for those settings with which this is one of the videos that come out worst.
+    """
 
     path: str
     times: np.ndarray
     windows: list[WindowSpan]
     motion_source: str | None
-    reading_seconds: float
     rows: list[Row]
     cosines: dict[Setting, np.ndarray]
     reduced: dict[Setting, np.ndarray]
@@ -200,7 +210,7 @@ class VideoAudit:
             "frames": len(self.times),
             "windows": [[window.start, window.end] for window in self.windows],
             "motion_source": self.motion_source,
-            "reading_ms_per_frame": 1000 * self.reading_seconds / len(self.times),
+            "reading_ms_per_frame": self.rows[0].reading_ms_per_frame,
             "rows": [row.as_dict() for row in self.rows],
             "queries": [
                 {
@@ -274,8 +284,8 @@ class Audit:
 
     @property
     def reading_ms_per_frame(self) -> float:
-        """Decoding, motion, resizing: the same for every setting."""
-        return 1000 * sum(video.reading_seconds for video in self.videos) / self.frames
+        """Decoding and resizing, without motion."""
+        return self.rows[0].reading_ms_per_frame
 
     def cells(self) -> list[list[str]]:
         """The table, one list per row, columns as in `HEADER`."""
@@ -286,11 +296,13 @@ class Audit:
         seconds = sum(window.end - window.start for video in self.videos for window in video.windows)
         counts = ((len(self.videos), "video"), (self.frames, "frame"))
         videos, frames = (f"{count} {what}{'s' if count != 1 else ''}" for count, what in counts)
+        with_motion = next((row.reading_ms_per_frame for row in self.rows if row.reads_motion), None)
+        motion = "" if with_motion is None else f" ({with_motion:.1f} with motion)"
         name = Path(self.model).name if Path(self.model).is_absolute() else self.model
         return (
             f"{videos}, {frames} at {self.fps:g} per second from {seconds:.0f} s; {name}, {self.dtype}; "
             f"P-frames drop {100 * self.drop:g} % of their patches. Reading a frame took "
-            f"{self.reading_ms_per_frame:.1f} ms, dense encoding {self.rows[0].encode_ms_per_frame:.1f} ms."
+            f"{self.reading_ms_per_frame:.1f} ms{motion}, dense encoding {self.rows[0].encode_ms_per_frame:.1f} ms."
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,10 +8,12 @@ for a few numbers per frame, with how many there are.
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +23,14 @@ from everyframe.audit.advice import Inputs, advise
 from everyframe.audit.pictures import draw_worst
 from everyframe.audit.queries import PER_VIDEO, Queries, Query, compare
 from everyframe.audit.result import Answer, Audit, Setting, Tally, VideoAudit, WindowSpan, WorstFrame, next_to_default
-from everyframe.audit.windows import Window, read_window, video_windows
+from everyframe.audit.windows import video_windows
 from everyframe.backbone import Model
 from everyframe.cost import flops
 from everyframe.encoders import DenseEncoder, Encoder, ResidualViT
-from everyframe.encoders.baselines import copy_features, interpolate_features
+from everyframe.encoders.baselines import copy_features, fidelity, interpolate_features
 from everyframe.encoders.plan import fixed_roles
 from everyframe.features import VideoFeatures
-from everyframe.pipeline import Sampling, is_address
+from everyframe.pipeline import Sampling, Window, is_address, read_window
 from everyframe.tokens.drop import SELECTIONS
 from everyframe.video import VideoError, find_videos
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from everyframe.encoders import ResidualTokenizer
 
 DENSE = Setting("dense")
-WITH_PICTURES = 10  # videos whose worst frames are kept: those with the lowest fidelity
+WITH_PICTURES = 10  # videos whose worst frames are kept, for each setting: those with the lowest fidelity
 _WORST = 3
 _REPEAT_BELOW = 0.3  # seconds: when dense encoding of a window takes less, all are timed twice
 _SETTINGS_OF_OTHERS = 2  # the N at which the strategies other than motion are tried, unless all are wanted
@@ -75,13 +77,7 @@ def audit_videos(
     VideoError when none can be read, ValueError or TypeError for bad arguments, ModelError for queries and a model
     without text tower.
     """
-    Sampling(fps=fps)  # its own sentences for what is wrong with fps
-    if not (math.isfinite(target) and 0 < target <= 1):
-        raise ValueError(f"the target fidelity must be in (0, 1], got {target:g}")
-    if not (math.isfinite(sample_seconds) and sample_seconds > 0):
-        raise ValueError(f"the seconds to sample of each video must be > 0, got {sample_seconds:g}")
-    if isinstance(queries, str) or (queries is not None and not all(query.strip() for query in queries)):
-        raise ValueError("queries must be a list of texts, none of them empty")
+    _check(fps, target, sample_seconds, queries)
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise VideoError("no video given: name files, folders, a pattern or a .txt list")
@@ -93,24 +89,8 @@ def audit_videos(
     for failure in failures:
         progress(f"failed: {failure}")
     work = _Work(model, encoders, asked, fps, sample_seconds, keep_partial)
-    videos: list[VideoAudit] = []
-    totals: dict[Setting, Tally] = {}
-    for number, source in enumerate(sources):
-        try:
-            video, tallies = work.video(source)
-        except VideoError as error:
-            failures.append(str(error))
-            progress(f"failed: {error}")
-            continue
-        for setting, tally in tallies.items():
-            totals.setdefault(setting, Tally()).add(tally)
-        videos = _keep_pictures_of_worst([*videos, video])
-        progress(f"{number + 1}/{len(sources)} {Path(source).name}: {_in_short(video)}")
-    if not videos:
-        more = f" (and {len(failures) - 1} more could not be read)" if len(failures) > 1 else ""
-        raise VideoError(f"{failures[0]}{more}")
-    reading = sum(video.reading_seconds for video in videos)
-    rows = [tally.row(setting, totals[DENSE].seconds, reading) for setting, tally in totals.items()]
+    videos, totals = work.videos(sources, failures, progress)
+    rows = [tally.row(setting, totals[DENSE]) for setting, tally in totals.items()]
     has_token = any(setting.token for setting in encoders)
     dtype = str(model.dtype).removeprefix("torch.")
     name = residual if isinstance(residual, str | Path) else "TOKENIZER.safetensors"
@@ -137,6 +117,16 @@ def audit_videos(
     )
 
 
+def _check(fps: float, target: float, sample_seconds: float, queries: Sequence[str] | None) -> None:
+    Sampling(fps=fps)  # its own sentences for what is wrong with fps
+    if not (math.isfinite(target) and 0 < target <= 1):
+        raise ValueError(f"the target fidelity must be in (0, 1], got {target:g}")
+    if not (math.isfinite(sample_seconds) and sample_seconds > 0):
+        raise ValueError(f"the seconds to sample of each video must be > 0, got {sample_seconds:g}")
+    if isinstance(queries, str) or (queries is not None and not all(query.strip() for query in queries)):
+        raise ValueError("queries must be a list of texts, none of them empty")
+
+
 # --- what is compared ------------------------------------------------------------------------------------
 
 
@@ -156,36 +146,35 @@ def _encoders(
         if select not in SELECTIONS:
             raise ValueError(f"select must be one of {', '.join(SELECTIONS)}, got {select!r}")
     with warnings.catch_warnings():  # that "auto" found nothing is said once, in the notes
-        warnings.simplefilter("ignore", UserWarning)
-        trial = ResidualViT(model, drop=drop, residual=residual)
-        tokens = [False] if trial.tokenizer is None else [False, True]
+        warnings.filterwarnings("ignore", message="no residual tokenizer comes with", category=UserWarning)
+        tokenizer = ResidualViT(model, drop=drop, residual=residual).tokenizer
+    tokenizers = [None] if tokenizer is None else [None, tokenizer]
     encoders: dict[Setting, Encoder] = {DENSE: DenseEncoder(model, batch_size=batch_size)}
     # Checked before sorting, which would complain about a string in its own words.
     for interleave in interleaves:
         ResidualViT(model, interleave, residual=None)
     steps = sorted(set(interleaves))
     of_others = min(steps, key=lambda step: (abs(step - _SETTINGS_OF_OTHERS), step))
-    for interleave in steps:
-        for select in dict.fromkeys(selects):
-            if select != selects[0] and interleave != of_others and not full_grid:
-                continue
-            for token in tokens:
-                setting = Setting("interleaved", interleave, select, token)
-                encoders[setting] = ResidualViT(
-                    model, interleave, drop, select, residual if token else None, batch_size=batch_size
-                )
+    with warnings.catch_warnings():  # that it was fitted for another share has just been said
+        warnings.filterwarnings("ignore", message=".*was fitted for drop=", category=UserWarning)
+        for interleave in steps:
+            for select in dict.fromkeys(selects):
+                if select != selects[0] and interleave != of_others and not full_grid:
+                    continue
+                for token in tokenizers:
+                    setting = Setting("interleaved", interleave, select, token is not None)
+                    encoders[setting] = ResidualViT(model, interleave, drop, select, token, batch_size=batch_size)
     return encoders
 
 
 def _sources(given: Sequence[str | Path], missing: list[VideoError]) -> list[str]:
-    """Every video once."""
-    found: list[str] = []
+    """Every video once, as it was first named."""
+    found: dict[str, str] = {}
     for path in given:
-        if is_address(path):
-            found.append(str(path))
-        else:
-            found += [str(video) for video in find_videos([path], failures=missing)]
-    return list(dict.fromkeys(found))
+        videos = [path] if is_address(path) else find_videos([path], failures=missing)
+        for video in videos:
+            found.setdefault(str(video) if is_address(video) else os.path.abspath(video), str(video))
+    return list(found.values())
 
 
 def _notes(model: Model, asked: Queries, has_token: bool, residual: str | Path | ResidualTokenizer | None) -> list[str]:
@@ -216,6 +205,18 @@ def _notes(model: Model, asked: Queries, has_token: bool, residual: str | Path |
 # --- one video -------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Seen:
+    """What the windows of one video have shown so far."""
+
+    tallies: dict[Setting, Tally]
+    worst: dict[Setting, list[WorstFrame]] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
+    spans: list[WindowSpan] = field(default_factory=list)
+    times: list[np.ndarray] = field(default_factory=list)
+    motion_source: str | None = None
+
+
 class _Work:
     """What is done with every video; keeps the order of turns and whether the encoders are warm."""
 
@@ -235,51 +236,94 @@ class _Work:
         self._sample_seconds = sample_seconds
         self._keep_partial = keep_partial
         self._turn = 0
+        self._readings = sorted({encoder.needs_motion for encoder in encoders.values()})  # with motion? dense: False
         self._baselines = [
             Setting(kind, interleave)  # type: ignore[arg-type]
             for interleave in sorted({setting.interleave for setting in encoders if setting != DENSE})
             for kind in ("copy", "interpolate")
         ]
 
-    def video(self, source: str) -> tuple[VideoAudit, dict[Setting, Tally]]:
+    def videos(
+        self, sources: Sequence[str], failures: list[str], progress: Callable[[str], None]
+    ) -> tuple[list[VideoAudit], dict[Setting, Tally]]:
+        """All that can be read, and what they say together. Raises VideoError when none can be."""
+        videos: list[VideoAudit] = []
+        totals: dict[Setting, Tally] = {}
+        for number, source in enumerate(sources):
+            try:
+                video, tallies = self._video(source)
+            except VideoError as error:
+                failures.append(str(error))
+                progress(f"failed: {error}")
+                continue
+            for setting, tally in tallies.items():
+                totals.setdefault(setting, Tally(tally.reads_motion)).add(tally)
+            videos.append(video)
+            _keep_pictures_of_worst(videos)
+            progress(f"{number + 1}/{len(sources)} {Path(source).name}: {_in_short(video)}")
+        if not videos:
+            more = f" (and {len(failures) - 1} more could not be read)" if len(failures) > 1 else ""
+            raise VideoError(f"{failures[0]}{more}")
+        return videos, totals
+
+    def _video(self, source: str) -> tuple[VideoAudit, dict[Setting, Tally]]:
         """Read and compare one video. Raises VideoError."""
-        tallies = {setting: Tally() for setting in self._in_table_order()}
-        worst: dict[Setting, list[WorstFrame]] = {}
-        answers: list[Answer] = []
-        spans: list[WindowSpan] = []
-        times: list[np.ndarray] = []
-        reading = 0.0
-        motion_source = None
+        seen = _Seen({setting: Tally(self._reads_motion(setting)) for setting in self._in_table_order()})
         parts = video_windows(source, self._sample_seconds, self._fps)
         for start, end in parts:
-            window = read_window(source, start, end, self._fps, self._model, keep_partial=self._keep_partial)
-            reading += window.reading_seconds
-            motion_source = motion_source or window.motion_source
-            features = self._encode(window, tallies)
-            for setting, tally in tallies.items():
-                self._compare(setting, tally, features, len(window.times))
-            self._find_worst(worst, window, tallies)
-            dense, others = self._as_videos(window, features)
-            queries = self._asked.of_window(dense, max(PER_VIDEO // len(parts), 1))
-            answers += self._ask(queries, dense, others, tallies)
-            first = sum(map(len, times))
-            spans.append(
-                WindowSpan(first, first + len(window.times), float(window.times[0]), float(dense.frame_ends[-1]))
-            )
-            times.append(window.times)
+            self._read(source, start, end, seen, max(PER_VIDEO // len(parts), 1))
+        tallies = seen.tallies
         video = VideoAudit(
             path=source,
-            times=np.concatenate(times),
-            windows=spans,
-            motion_source=motion_source,
-            reading_seconds=reading,
-            rows=[tally.row(setting, tallies[DENSE].seconds, reading) for setting, tally in tallies.items()],
+            times=np.concatenate(seen.times),
+            windows=seen.spans,
+            motion_source=seen.motion_source,
+            rows=[tally.row(setting, tallies[DENSE]) for setting, tally in tallies.items()],
             cosines={setting: np.concatenate(tally.cosines) for setting, tally in tallies.items()},
             reduced={setting: np.concatenate(tally.reduced) for setting, tally in tallies.items()},
-            answers=answers,
-            worst=worst,
+            answers=seen.answers,
+            worst=seen.worst,
         )
         return video, tallies
+
+    def _read(self, source: str, start: float | None, end: float | None, seen: _Seen, queries: int) -> None:
+        """Read a window in every way that a setting needs, and look at it once."""
+        read = partial(
+            read_window, source, self._model, fps=self._fps, start=start, end=end, keep_partial=self._keep_partial
+        )
+        if self._turn == 0:  # nobody should pay for what only the first one does
+            read(motion=False)
+        took: dict[bool, float] = {}
+        # Whoever is first may wait for the disk, so they take turns.
+        for motion in self._readings[:: 1 if self._turn % 2 else -1]:
+            clock = time.perf_counter()
+            window = read(motion=motion)
+            took[motion] = time.perf_counter() - clock
+            if motion == self._readings[-1]:
+                self._look_at(window, seen, queries)
+            del window  # the pixels of one are held at a time
+        for tally in seen.tallies.values():
+            tally.reading += took[tally.reads_motion]
+
+    def _look_at(self, window: Window, seen: _Seen, count: int) -> None:
+        """Encode a window in every setting and compare; ask at most `count` generated queries."""
+        features = self._encode(window, seen.tallies)
+        for setting, tally in seen.tallies.items():
+            tally.cosines.append(fidelity(features[setting], features[DENSE]).astype(np.float32))
+            roles = fixed_roles(len(window.times), setting.interleave)
+            tally.reduced.append(np.array([role == "P" for role in roles], bool))
+        self._find_worst(seen.worst, window, seen.tallies)
+        dense, others = self._as_videos(window, features)
+        seen.answers += self._ask(self._asked.of_window(dense, count), dense, others, seen.tallies)
+        first = sum(map(len, seen.times))
+        seen.spans.append(
+            WindowSpan(first, first + len(window.times), float(window.times[0]), float(dense.frame_ends[-1]))
+        )
+        seen.times.append(window.times)
+        seen.motion_source = seen.motion_source or window.motion_source
+
+    def _reads_motion(self, setting: Setting) -> bool:
+        return setting in self._encoders and self._encoders[setting].needs_motion
 
     def _in_table_order(self) -> list[Setting]:
         """Dense, then by N: encoders as they were made, baselines last."""
@@ -319,14 +363,6 @@ class _Work:
                 features[setting] = interpolate_features(features[DENSE], window.times, setting.interleave)
         return features
 
-    @staticmethod
-    def _compare(setting: Setting, tally: Tally, features: dict[Setting, np.ndarray], frames: int) -> None:
-        dense, own = features[DENSE].astype(np.float64), features[setting].astype(np.float64)
-        lengths = np.linalg.norm(dense, axis=1) * np.linalg.norm(own, axis=1)
-        cosines = (dense * own).sum(1) / np.maximum(lengths, 1e-12)
-        tally.cosines.append(np.clip(cosines, -1.0, 1.0).astype(np.float32))
-        tally.reduced.append(np.array([role == "P" for role in fixed_roles(frames, setting.interleave)], bool))
-
     def _find_worst(
         self, worst: dict[Setting, list[WorstFrame]], window: Window, tallies: dict[Setting, Tally]
     ) -> None:
@@ -355,7 +391,7 @@ class _Work:
             embeddings=features[DENSE],
             roles="I" * len(window.times),
             settings={"fps": self._fps},
-            end_seconds=window.end,
+            end_seconds=window.end_seconds,
         )
         return dense, {setting: replace(dense, embeddings=rows) for setting, rows in features.items()}
 
@@ -373,14 +409,16 @@ class _Work:
         return answers
 
 
-def _keep_pictures_of_worst(videos: list[VideoAudit]) -> list[VideoAudit]:
-    """Let the pictures go of the video that least needs them, once there are too many with pictures."""
-    default = next_to_default(row.setting for row in videos[0].rows)
-    pictured = [index for index, video in enumerate(videos) if video.worst]
-    if default is not None and len(pictured) > WITH_PICTURES:
-        best = max(pictured, key=lambda index: videos[index].row(default).fidelity_mean)
-        videos[best] = replace(videos[best], worst={})
-    return videos
+def _keep_pictures_of_worst(videos: list[VideoAudit]) -> None:
+    """Where too many have pictures with a setting, let go of those of the video that needs them least with it.
+
+    Setting by setting, as nobody knows yet which one will be recommended. The last video is new.
+    """
+    for setting in list(videos[-1].worst):
+        pictured = [video for video in videos if setting in video.worst]
+        if len(pictured) > WITH_PICTURES:
+            best = max(pictured, key=lambda video: video.row(setting).fidelity_mean)
+            del best.worst[setting]
 
 
 def _in_short(video: VideoAudit) -> str:

@@ -69,13 +69,21 @@ def _download(name: str, config_only: bool) -> Path:
 
 
 def find_file(name: str, file: str) -> Path:
-    """One file of a hub repository, from the hub or its cache. Raises ModelError when it cannot be had."""
+    """One file of a hub repository, from the hub or its cache.
+
+    Raises FileNotFoundError when the hub says that the repository has no such file, ModelError when neither hub nor
+    cache can give it.
+    """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     unreachable = _probe(name)
     try:
         return Path(hf_hub_download(name, file, local_files_only=unreachable is not None))
     except Exception as error:  # as in _download
+        # A LocalEntryNotFoundError is one too, but says that the hub could not be asked.
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise FileNotFoundError(f"{name} holds no {file}") from error
         raise _explain(name, unreachable or error) from (unreachable or error)
 
 

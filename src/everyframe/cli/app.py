@@ -33,7 +33,10 @@ def main() -> None:
         if isinstance(error, RuntimeError):
             if "out of memory" not in str(error) and "not enough memory" not in str(error):
                 raise
-            error = RuntimeError("the device ran out of memory; use a smaller --batch-size, or --dtype bfloat16")
+            error = RuntimeError(
+                "the device ran out of memory; use a smaller model, another --device or, where this command has them, "
+                "a smaller --batch-size or --dtype bfloat16"
+            )
         console.say(f"everyframe: {error}", style="red", error=True)
         sys.exit(1)
 

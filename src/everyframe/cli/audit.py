@@ -12,6 +12,7 @@ import typer
 from everyframe import console
 from everyframe.cli.app import app
 from everyframe.cli.options import (
+    BatchOption,
     DeviceOption,
     DropOption,
     DtypeOption,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 LEGEND = (
     "fidelity: cosine to dense, mean over all frames. P 5th, worst: of P-frames alone. IoU: of the moments found, to "
-    "those found in dense features. GFLOPs: per frame. model, total: times as fast as dense, without and with reading."
+    "those found in dense features. GFLOPs: per frame. model, total: times as fast as dense, without and with reading "
+    "(and motion where it is needed)."
 )
 
 
@@ -59,6 +61,7 @@ def audit(
     ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    batch_size: BatchOption = None,
     threads: ThreadsOption = None,
     keep_partial: PartialOption = False,
     as_json: JsonOption = False,
@@ -67,7 +70,9 @@ def audit(
     """What would be lost on your videos: encode a sample of each dense and interleaved, and compare."""
     from everyframe.audit import audit_page, audit_videos
 
-    options = given(fps=fps, interleaves=interleave, drop=drop, target=fidelity, sample_seconds=seconds)
+    options = given(
+        fps=fps, interleaves=interleave, drop=drop, target=fidelity, sample_seconds=seconds, batch_size=batch_size
+    )
     if residual is not None:
         options["residual"] = None if residual == "none" else residual
     texts = [*(query or []), *(_read_queries(queries) if queries is not None else [])]

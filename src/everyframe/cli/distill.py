@@ -15,6 +15,7 @@ from everyframe.cli.options import (
     DeviceOption,
     DropOption,
     DtypeOption,
+    FpsOption,
     InterleaveOption,
     JsonOption,
     ModelOption,
@@ -70,8 +71,10 @@ def distill(
         str | None,
         typer.Option("--select", help="How patches are chosen when held-out fidelity is measured. (default: motion)"),
     ] = None,
+    fps: FpsOption = None,
     report_every: Annotated[int, typer.Option("--report-every", help="Steps between checkpoints and log lines.")] = 100,
     push_to: Annotated[str | None, typer.Option("--push-to", help="Hub repository (owner/name) to upload to.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository of --push-to private.")] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
@@ -80,12 +83,17 @@ def distill(
 ) -> None:
     """Fit the residual token of a model to your videos, with captions or without; everything else stays frozen.
 
+    --interleave, --select and --fps do not change what is fitted, only how its held-out fidelity is measured.
     Several GPUs or processes: torchrun --nproc-per-node 4 -m everyframe.cli distill ...
     """
+    from everyframe.training import check_repository, open_clips, own_device, publish
     from everyframe.training import distill as fit
-    from everyframe.training import open_clips, own_device, publish
     from everyframe.video import VideoError
 
+    if push_to is not None:
+        check_repository(push_to)
+    elif private:
+        raise ValueError("--private has no meaning without --push-to")
     check_writable(out)
     failures: list[VideoError] = []
     clips = open_clips(videos, captions, frames=frames, rate=clip_fps, failures=failures)
@@ -119,17 +127,22 @@ def distill(
                 seed=seed,
                 interleave=interleave,
                 select=select,
+                fps=fps,
             ),
         )
     if not first:
         return
     if as_json:
-        print(json.dumps({"folder": str(result.folder), **result.tokenizer.facts}, indent=2))
+        facts = {"folder": str(result.folder), **result.tokenizer.facts, "failures": result.failures}
+        print(json.dumps(facts, indent=2))
     elif not quiet:
         console.say(f"use it: --residual {out}, or ResidualViT(model, residual={str(out)!r})")
     if push_to is not None:
-        console.say(f"published: {publish(out, push_to)}", error=as_json)
+        console.say(f"published: {publish(out, push_to, private=private)}", error=as_json)
     if result.failures:
-        if not as_json:
-            console.say(f"{len(result.failures)} could not be used: {out / 'failures.txt'}", style="red", error=True)
+        said = {" ".join(str(error).split()) for error in failures}
+        for line in result.failures if silent else []:
+            if line not in said:
+                console.say(f"left out: {line}", style="red", error=True)
+        console.say(f"{len(result.failures)} could not be used: {out / 'failures.txt'}", style="red", error=True)
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What P-features cost nothing: copies of the I-feature, or points between two I-features.
+"""What P-features cost nothing: copies of the I-feature, or points between two I-features. And what is lost by any.
 
 The baselines every interleaved encoder has to beat. Both need the I-features alone; they take dense features
 here because whoever compares has those, and look only at the rows of I-frames.
@@ -35,6 +35,15 @@ def interpolate_features(features: np.ndarray, times: np.ndarray, interleave: in
     mixed = (1 - share) * features[before] + share * features[after]
     norms = np.linalg.norm(mixed, axis=1, keepdims=True)
     return (mixed / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def fidelity(features: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """Cosine of each frame's feature with its dense one: float [T, D], no row 0 -> float64 [T].
+
+    Exactly 1 where the rows are equal, and never more.
+    """
+    own, full = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in map(np.float64, (features, dense)))
+    return 1.0 - ((own - full) ** 2).sum(1) / 2
 
 
 def _check(features: np.ndarray, interleave: int) -> np.ndarray:

@@ -154,14 +154,25 @@ class ResidualViT:
         features[:: self.group_size] = encode_full(self.model, pixels[:: self.group_size], self.batch_size)
         others = torch.arange(len(pixels))
         others = others[others % self.group_size != 0]
-        if len(others):
-            kept = self.kept_indices(pixels, motion, others, first_frame)
-            # A P-frame has a fraction of the tokens; larger batches keep the matrix products as large.
-            batch = max(self.batch_size * self.model.vision.num_patches // self.num_kept, 1)
-            for rows, indices in zip(others.split(batch), kept.split(batch), strict=True):
-                sources = features[rows // self.group_size * self.group_size]
-                features[rows] = self.p_features(pixels[rows], sources, indices)
+        sources = features[others // self.group_size * self.group_size]
+        features[others] = self.encode_p(pixels, motion, others, sources, first_frame)
         return features
+
+    @torch.no_grad()
+    def encode_p(
+        self, pixels: Tensor, motion: Tensor | None, rows: Tensor, i_features: Tensor, first_frame: int = 0
+    ) -> Tensor:
+        """The frames `rows` as P-frames, in batches: float32 [len(rows), D], unit rows.
+
+        pixels, motion, first_frame: as for `encode`. i_features [len(rows), D]: of the I-frame each one leans on.
+        """
+        if not len(rows):
+            return torch.empty(0, self.dim, device=self.model.device)
+        kept = self.kept_indices(pixels, motion, rows, first_frame)
+        # A P-frame has a fraction of the tokens; larger batches keep the matrix products as large.
+        batch = max(self.batch_size * self.model.vision.num_patches // self.num_kept, 1)
+        parts = zip(rows.split(batch), i_features.split(batch), kept.split(batch), strict=True)
+        return torch.cat([self.p_features(pixels[some], sources, indices) for some, sources, indices in parts])
 
     def kept_indices(self, pixels: Tensor, motion: Tensor | None, rows: Tensor, first_frame: int = 0) -> Tensor:
         """The patches each frame in `rows` keeps: int64 [len(rows), n], sorted, in raster numbering.

@@ -191,5 +191,7 @@ def _find(source: str | Path) -> Path:
         raise FileNotFoundError(f"residual tokenizer {source} does not exist")
     try:
         return find_file(str(source), PUBLISHED_FILE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; name one made by everyframe distill --push-to") from error
     except ModelError as error:
         raise FileNotFoundError(f"residual tokenizer {source} does not exist: {error}") from error

@@ -15,20 +15,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from everyframe.backbone import Model, ModelError
 from everyframe.encoders import DenseEncoder
+from everyframe.encoders.baselines import fidelity
 from everyframe.evaluation.summary import SMOOTH, Ablation, VideoResult
-from everyframe.evaluation.variants import Frames, Place, Sweep, Variant, main_methods, places, read_tokenizers
+from everyframe.evaluation.variants import (
+    Frames,
+    Place,
+    Sweep,
+    Tokenizers,
+    Variant,
+    main_methods,
+    places,
+    read_tokenizers,
+)
 from everyframe.features import VideoFeatures
-from everyframe.pipeline import Sampling, package_version
+from everyframe.pipeline import Sampling, package_version, read_window
 from everyframe.spans import temporal_iou
 from everyframe.synthetic import synthesize
 from everyframe.tasks.grounding import ground
-from everyframe.video import sample_frames
 
 _LAST_SEED = 999  # the videos of set 1000 would have seeds that the bundled model was trained on
 _DONE = "complete.json"
@@ -79,30 +89,9 @@ def evaluate_synthetic(
     tokenizers, notes = read_tokenizers(model, residuals)
     for note in notes:
         say(note)
-    lines = places(model, tokenizers, sweep)
-    settings = {
-        "seeds": seeds,
-        "videos": videos,
-        "seed": seed,
-        "seconds": seconds,
-        "fps": sampling.fps,
-        "threads": torch.get_num_threads(),
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    ablation = Ablation(
-        places=tuple(lines),
-        sweep=sweep,
-        model={"id": model.name, "weights_sha256": model.weights_sha256},
-        settings=settings,
-        residuals={
-            name: [{"fingerprint": file.fingerprint, **file.facts} for file in files]
-            for name, files in tokenizers.items()
-        },
-        notes=tuple(notes),
-        version=package_version(),
-    )
-    runner = _Runner(model, lines, sweep, sampling.fps)
+    settings = {"seeds": seeds, "videos": videos, "seed": seed, "seconds": seconds, "fps": sampling.fps}
+    ablation = _nothing_measured(model, tokenizers, notes, sweep, settings)
+    runner = _Runner(model, ablation.places, sweep, sampling.fps)
     with _folder(work) as folder:
         for number in range(seeds):
             started = time.monotonic()
@@ -118,6 +107,29 @@ def evaluate_synthetic(
             if after_set is not None:
                 after_set(ablation)
     return ablation
+
+
+def _nothing_measured(
+    model: Model, tokenizers: Tokenizers, notes: Sequence[str], sweep: Sweep, settings: dict[str, Any]
+) -> Ablation:
+    """What is going to be measured, and with what."""
+    return Ablation(
+        places=tuple(places(model, tokenizers, sweep)),
+        sweep=sweep,
+        model={"id": model.name, "weights_sha256": model.weights_sha256},
+        settings={
+            **settings,
+            "threads": torch.get_num_threads(),
+            "device": model.device.type,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        residuals={
+            name: [{"fingerprint": file.fingerprint, **file.facts} for file in files]
+            for name, files in tokenizers.items()
+        },
+        notes=tuple(notes),
+        version=package_version(),
+    )
 
 
 def rendered_videos(folder: Path, *, videos: int, seconds: float, seed: int, workers: int = 1) -> list[Video]:
@@ -151,19 +163,19 @@ class _Runner:
         self._warm = False
 
     def run(self, video: Video) -> VideoResult:
-        pixels, motion, times, end = read_frames(video.file, self._model, self._fps)
+        window = read_window(video.file, self._model, fps=self._fps)
         if not self._warm:  # the first pass pays for allocations
-            self._dense.encode(pixels)
+            self._dense.encode(window.pixels)
             self._warm = True
         started = time.perf_counter()
-        dense = self._dense.encode(pixels).cpu().numpy()
+        dense = self._dense.encode(window.pixels).cpu().numpy()
         dense_seconds = time.perf_counter() - started
-        frames = Frames(pixels=pixels, motion=motion, times=times, end_seconds=end, dense=dense)
+        frames = Frames(**vars(window), dense=dense)
         texts = [caption for caption, _, _ in video.events]
         queries = self._model.encode_text(texts).cpu().numpy() if texts else np.empty((0, self._model.dim))
         result = VideoResult(name=video.file.stem, style=video.style, queries=len(texts))
         for name, variant in self._variants.items():
-            full_seconds = dense_seconds * variant.full_share(len(times))
+            full_seconds = dense_seconds * variant.full_share(len(window.times))
             smooths = self._smooths if name in self._main else [SMOOTH]
             for encode in variant.encodes:
                 started = time.perf_counter()
@@ -198,40 +210,6 @@ class _Runner:
                     overlaps[row] = temporal_iou(moment, (start, end))
             found[smooth] = overlaps
         return found
-
-
-def read_frames(file: Path, model: Model, fps: float) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, float]:
-    """A video as `encode_video` reads it: pixels [T, 3, S, S], motion [T, S, S], times [T] and the last one's end."""
-    times: list[float] = []
-    pixels: list[torch.Tensor] = []
-    motion: list[torch.Tensor] = []
-    raw: list[np.ndarray] = []
-    maps: list[np.ndarray] = []
-
-    def flush() -> None:
-        if raw:
-            stacked = np.stack(raw)
-            pixels.append(model.preprocess(stacked))
-            motion.append(model.preprocess_motion(np.stack(maps), stacked.shape[1:3]))
-            raw.clear()
-            maps.clear()
-
-    with sample_frames(file, fps, motion=True) as sampled:
-        for sample in sampled:
-            times.append(sample.time)
-            raw.append(sample.pixels)
-            if sample.motion is not None:
-                maps.append(sample.motion)
-            if len(raw) >= 16:
-                flush()
-        flush()
-        end = max(sampled.last_end_seconds, times[-1])
-    return torch.cat(pixels), torch.cat(motion), np.array(times, np.float64), end
-
-
-def fidelity(features: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Cosine of unit rows [T, D] with those of the same frames in full: float64 [T]; exactly 1 where they are equal."""
-    return 1.0 - ((features.astype(np.float64) - dense) ** 2).sum(1) / 2
 
 
 def _check(seeds: int, videos: int, seed: int, seconds: float, workers: int) -> None:

@@ -42,10 +42,16 @@ def markdown(table: Table) -> str:
 def caption(record: dict[str, Any]) -> str:
     """What the figures stand on, in one line."""
     settings = record["settings"]
-    return (
+    line = (
         f"{record['model']['id']}: {record['sets']} sets of {settings['videos']} videos of {settings['seconds']:g} s "
         f"at {settings['fps']:g} frames/s, {record['queries']} queries"
     )
+    if any(pair["low"] is not None for pair in record["pairs"]):
+        line += (
+            "; 95 % intervals cover the choice of videos, not that of trainings, and are not corrected for being "
+            "several"
+        )
+    return line
 
 
 def narrow(table: Table) -> Table:
@@ -103,7 +109,7 @@ def _pairs(record: dict[str, Any]) -> Table:
             str(pair["wins"]),
             str(pair["losses"]),
             f"{pair['difference']:+.1f}",
-            f"{pair['low']:+.1f} to {pair['high']:+.1f}",
+            "-" if pair["low"] is None else f"{pair['low']:+.1f} to {pair['high']:+.1f}",
         ]
         for pair in record["pairs"]
     ]

@@ -24,6 +24,7 @@ from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
 from everyframe.encoders.baselines import copy_features, interpolate_features
 from everyframe.encoders.plan import fixed_roles
 from everyframe.encoders.tokenizer import TOKENIZER_FILE
+from everyframe.pipeline import Window
 
 INTERLEAVE, DROP = 2, 0.85  # the paper's choice, at which methods are compared
 _SHIPPED = "shipped"  # the name of the tokenizer that comes with the model
@@ -53,17 +54,9 @@ QUICK = Sweep(interleaves=(2, 5), drops=(0.7, 0.85, 0.95), selections=("random",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames:
-    """One video, decoded and preprocessed.
+class Frames(Window):
+    """One video, decoded and preprocessed. dense: float32 [T, D], every frame's feature in full."""
 
-    pixels [T, 3, S, S], motion [T, S, S], times float64 [T] seconds, end_seconds of the last frame, dense: float32
-    [T, D], every frame's feature in full.
-    """
-
-    pixels: Tensor
-    motion: Tensor
-    times: np.ndarray
-    end_seconds: float
     dense: np.ndarray
 
 
@@ -96,11 +89,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Place:
-    """A variant's line in a table."""
+    """A variant's line in a table. key: what `Ablation.pairs` calls it, if it is one of those compared there."""
 
     table: str
     label: str
     variant: Variant
+    key: str | None = None
 
 
 Tokenizers = dict[str, list[ResidualTokenizer]]
@@ -146,23 +140,25 @@ def places(model: Model, tokenizers: Tokenizers, sweep: Sweep) -> list[Place]:
     tokens = [None] if first is None else [None, first]
     lines: list[Place] = []
 
-    def put(table: str, label: str, variant: Variant) -> None:
-        lines.append(Place(table, label, variant))
+    def put(table: str, label: str, variant: Variant, key: str | None = None) -> None:
+        lines.append(Place(table, label, variant, key))
 
     def with_token(label: str, name: str | None) -> str:
         return label if name is None else f"{label} + token"
 
-    put("methods", "a. every frame in full", make.dense())
-    put("methods", "b. every frame reduced", make.reduced())
-    put("methods", f"c. interleave N={INTERLEAVE}", make.interleaved())
+    put("methods", "a. every frame in full", make.dense(), "a")
+    put("methods", "b. every frame reduced", make.reduced(), "b")
+    put("methods", f"c. interleave N={INTERLEAVE}", make.interleaved(), "c")
     if first is not None:
-        put("methods", f"d. interleave N={INTERLEAVE} + residual token", make.interleaved(residual=first))
+        label = f"d. interleave N={INTERLEAVE} + residual token"
+        put("methods", label, make.interleaved(residual=first), "d")
     for interleave in sorted({*sweep.interleaves, INTERLEAVE}):
         for name in tokens:
             variant = make.interleaved(interleave, residual=name)
             put("interleave", with_token(f"ResidualViT N={interleave}", name), variant)
         for method in ("copy", "interpolate"):
-            put("interleave", f"{method} N={interleave}", make.shortcut(method, interleave))
+            key = method if interleave == INTERLEAVE else None
+            put("interleave", f"{method} N={interleave}", make.shortcut(method, interleave), key)
     for select in sweep.selections:
         for name in tokens:
             put("reduction", with_token(f"drop, {select}", name), make.interleaved(select=select, residual=name))
@@ -301,16 +297,8 @@ def _interleaved(encoder: ResidualViT) -> Encode:
     return encode
 
 
-@torch.no_grad()
 def _reduced(encoder: ResidualViT, frames: Frames, rows: Tensor) -> np.ndarray:
-    """Features of `rows` as P-frames, batched as `ResidualViT.encode` batches them: float32 [len(rows), D]."""
-    if not len(rows):
-        return frames.dense[:0]
-    kept = encoder.kept_indices(frames.pixels, frames.motion, rows)
-    dense = torch.from_numpy(frames.dense).to(encoder.model.device)
-    batch = max(encoder.batch_size * encoder.model.vision.num_patches // encoder.num_kept, 1)
-    parts = [
-        encoder.p_features(frames.pixels[some], dense[some // encoder.group_size * encoder.group_size], indices)
-        for some, indices in zip(rows.split(batch), kept.split(batch), strict=True)
-    ]
-    return torch.cat(parts).cpu().numpy()
+    """Features of `rows` as P-frames: float32 [len(rows), D]."""
+    sources = torch.from_numpy(frames.dense[(rows // encoder.group_size * encoder.group_size).numpy()])
+    features = encoder.encode_p(frames.pixels, frames.motion, rows, sources.to(encoder.model.device))
+    return features.cpu().numpy()

@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from everyframe.encoders import Encoder
 from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.pipeline.resume import Journal, identity, is_done, source_name
+from everyframe.pipeline.window import Chunk, last_end, preprocessed
 from everyframe.video import SampledVideo, Source, VideoError, decode_ahead, sample_frames
 
 Status = Literal["done", "partial", "skipped", "failed"]
 Progress = Callable[[str, int, float], None]  # source's name, frames encoded so far, seconds of video so far
 
 _CHUNKS_AHEAD = 2
-_RAW_BYTES = 24 << 20  # decoded frames waiting to be preprocessed together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +70,6 @@ class Outcome:
     num_frames: int = 0
     seconds: float = 0.0
     error: str | None = None
-
-
-@dataclass
-class _Chunk:
-    """Preprocessed frames of one video, beginning with an I-frame."""
-
-    times: list[float]
-    pixels: Tensor
-    motion: Tensor | None
 
 
 @dataclass
@@ -182,7 +171,7 @@ class _Work:
     def journal_settings(self) -> dict[str, Any]:
         return {**self.sampling.settings, "keep_partial": self.sampling.keep_partial, "version": package_version()}
 
-    def items(self, sources: Iterable[tuple[str | Path, Path]]) -> Iterator[_Chunk | _Finished | Outcome]:
+    def items(self, sources: Iterable[tuple[str | Path, Path]]) -> Iterator[Chunk | _Finished | Outcome]:
         """For each video either an `Outcome`, when there is nothing to do, or its chunks and a `_Finished`."""
         for source, output in sources:
             outcome = self._settled(source, output)
@@ -242,8 +231,12 @@ def _encode_to_file(
 # --- decoding side ---------------------------------------------------------------------------------------
 
 
-def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_Chunk | _Finished]:
-    """Chunks of whole groups, then exactly one `_Finished`."""
+def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[Chunk | _Finished]:
+    """Chunks of whole groups, about `batch_size` frames, then exactly one `_Finished`.
+
+    Small chunks let the encoder start early: until the first is full, nothing overlaps.
+    """
+    per_chunk = encoder.group_size * max(encoder.batch_size // encoder.group_size, 1)
     try:
         sampled = sample_frames(
             source,
@@ -254,7 +247,7 @@ def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_C
             on_damage="skip" if sampling.keep_partial else "raise",
         )
         with sampled:
-            yield from _preprocessed(sampled, encoder)
+            yield from preprocessed(sampled, encoder.model, motion=encoder.needs_motion, per_chunk=per_chunk)
             video = _video_facts(source, sampled, sampling)
     except VideoError as error:
         yield _Finished(error=error)
@@ -265,43 +258,6 @@ def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[_C
         end_seconds=sampled.last_end_seconds,
         damage=list(sampled.damage),
     )
-
-
-def _preprocessed(sampled: SampledVideo, encoder: Encoder) -> Iterator[_Chunk]:
-    """Collect frames, preprocess them a few at a time, hand out whole groups, about `batch_size` frames.
-
-    Small chunks let the encoder start early: until the first is full, nothing overlaps.
-    """
-    per_chunk = encoder.group_size * max(encoder.batch_size // encoder.group_size, 1)
-    times: list[float] = []
-    pixels: list[Tensor] = []
-    motion: list[Tensor] = []
-    raw: list[np.ndarray] = []
-    maps: list[np.ndarray] = []
-
-    def flush() -> None:
-        if raw:
-            frames = np.stack(raw)
-            pixels.append(encoder.model.preprocess(frames))
-            if encoder.needs_motion:
-                motion.append(encoder.model.preprocess_motion(np.stack(maps), frames.shape[1:3]))
-            raw.clear()
-            maps.clear()
-
-    for sample in sampled:
-        times.append(sample.time)
-        raw.append(sample.pixels)
-        if sample.motion is not None:
-            maps.append(sample.motion)
-        if len(raw) * sample.pixels.nbytes >= _RAW_BYTES or len(raw) >= 16:
-            flush()
-        if len(times) == per_chunk:
-            flush()
-            yield _Chunk(times, torch.cat(pixels), torch.cat(motion) if motion else None)
-            times, pixels, motion = [], [], []
-    flush()
-    if times:
-        yield _Chunk(times, torch.cat(pixels), torch.cat(motion) if motion else None)
 
 
 def _video_facts(source: Source, sampled: SampledVideo, sampling: Sampling) -> dict[str, Any]:
@@ -377,14 +333,8 @@ def _features(rows: _Rows, finished: _Finished, encoder: Encoder, sampling: Samp
         video=finished.video,
         model=_model_facts(encoder),
         settings=settings,
-        end_seconds=_last_end(rows.times[-1], finished.end_seconds, sampling.end),
+        end_seconds=last_end(rows.times[-1], finished.end_seconds, sampling.end),
     )
-
-
-def _last_end(last: float, decoded: float | None, asked: float | None) -> float | None:
-    """Where the last frame's interval ends: with the pictures, or where the caller's range does."""
-    ends = [end for end in (decoded, asked) if end is not None and end > last]
-    return min(ends) if ends else None
 
 
 def _model_facts(encoder: Encoder) -> dict[str, Any]:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+FACTS, CARD = "tokenizer.json", "README.md"
 
-def model_card(facts: dict[str, Any]) -> str:
-    """README.md in the hub's format, from `ResidualTokenizer.facts`: what it is, how it was made, what it reaches."""
+
+def model_card(facts: dict[str, Any], repository: str | None = None) -> str:
+    """README.md in the hub's format, from `ResidualTokenizer.facts`: what it is, how it was made, what it reaches.
+
+    repository: where on the hub it lies, "owner/name", for the code that loads it.
+    """
+    source = repository or "path/to/this/folder"
     scores, data = facts["fidelity_of_p_frames"], facts["data"]
     hub_id = facts["model"] if facts["model"].count("/") == 1 else None
     head = ["---", "library_name: everyframe", "tags: [residualvit, video, feature-extraction]"]
@@ -33,7 +39,7 @@ def model_card(facts: dict[str, Any]) -> str:
             "",
             f'model = ef.load("{facts["model"]}")',
             f"encoder = ef.ResidualViT(model, interleave={facts['interleave']}, drop={facts['drop']:g}, "
-            f'select="{facts["select"]}", residual="path/to/this/folder")',
+            f'select="{facts["select"]}", residual="{source}")',
             "```",
             "",
             f"It belongs to the weights with SHA-256 `{facts['weights_sha256']}` and is refused by any other.",

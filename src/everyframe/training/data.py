@@ -24,7 +24,7 @@ from everyframe.training.tables import read_table
 from everyframe.video import NoVideosError, VideoError, find_videos
 from everyframe.video.find import VIDEO_SUFFIXES
 
-__all__ = ["Clip", "Clips", "load_window", "open_clips"]
+__all__ = ["Clip", "Clips", "clip_name", "load_window", "open_clips"]
 
 Window = tuple[np.ndarray, list[np.ndarray] | None, np.ndarray]
 
@@ -36,8 +36,19 @@ class Clip:
     frames: np.ndarray
     """uint8 [F, H, W, 3] RGB, upright, in the order they are shown."""
     caption: str | None
-    name: str
-    """The video it comes from, with the second, for messages and logs."""
+    video: str
+    """The video it comes from, as `Clips.video`."""
+    seconds: float
+    """The time of its first frame."""
+
+    @property
+    def name(self) -> str:
+        return clip_name(self.video, self.seconds)
+
+
+def clip_name(video: str, seconds: float) -> str:
+    """What messages and logs call the clip of a video that begins there."""
+    return f"{video} at {seconds:.2f} s"
 
 
 class Clips(Protocol):
@@ -53,11 +64,19 @@ class Clips(Protocol):
         ...
 
     def video(self, index: int) -> str:
-        """The video that clip `index` comes from, to hold out whole videos."""
+        """The video that clip `index` comes from: its path."""
+        ...
+
+    def video_number(self, index: int) -> int:
+        """The same for all clips of one video and no other, from 0 on: cheaper than `video`."""
         ...
 
     def start(self, index: int) -> float:
         """Earliest second at which the clip may start, to hold out the end of a single long video."""
+        ...
+
+    def end(self, index: int) -> float:
+        """The second at which the clip's part of its video ends; infinite where that is the end of the video."""
         ...
 
     def load(self, index: int, seed: int) -> Clip:
@@ -65,7 +84,10 @@ class Clips(Protocol):
         ...
 
     def window(self, index: int, *, seconds: float, fps: float, motion: bool) -> Window:
-        """Consecutive samples of the clip's video from `start(index)` on, as `load_window`; may outlast the clip."""
+        """Consecutive samples of the clip's video from `start(index)` on, as `load_window`; may outlast the clip.
+
+        An image folder has as many images per second as its clips show.
+        """
         ...
 
     @property
@@ -220,8 +242,15 @@ class _StoredClips:
     def video(self, index: int) -> str:
         return self.path_of(self._video[self._checked(index)])
 
+    def video_number(self, index: int) -> int:
+        return self._video[self._checked(index)]
+
     def start(self, index: int) -> float:
         return self._low[self._checked(index)]
+
+    def end(self, index: int) -> float:
+        high = self._high[self._checked(index)]
+        return math.inf if math.isnan(high) else high
 
     def load(self, index: int, seed: int) -> Clip:
         low, high = self._low[self._checked(index)], self._high[index]
@@ -231,12 +260,15 @@ class _StoredClips:
             lambda source: read_clip(source, frames=self.frames, rate=self.rate, low=low, high=high, draw=draw),
         )
         caption = self._captions[index] if self.captioned else None
-        return Clip(frames, caption, f"{self.video(index)} at {times[0]:.2f} s")
+        return Clip(frames, caption, self.video(index), float(times[0]))
 
     def window(self, index: int, *, seconds: float, fps: float, motion: bool) -> Window:
         start = self.start(index)
         return self._read(
-            index, lambda source: load_window(source, start=start, seconds=seconds, fps=fps, motion=motion)
+            index,
+            lambda source: load_window(
+                source, start=start, seconds=seconds, fps=fps, motion=motion, image_fps=self.rate
+            ),
         )
 
     @property

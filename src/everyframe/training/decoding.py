@@ -8,12 +8,19 @@ from itertools import islice
 import numpy as np
 
 from everyframe.video import Sample, SampledVideo, Source, VideoError, VideoInfo, probe, sample_frames
+from everyframe.video.images import is_folder
 
 _ROOM = 1e-4  # seconds; the last frame's target stays that far inside, so that rounding cannot lose it
 
 
 def load_window(
-    source: Source, *, start: float, seconds: float, fps: float, motion: bool
+    source: Source,
+    *,
+    start: float,
+    seconds: float,
+    fps: float,
+    motion: bool,
+    image_fps: float | None = None,
 ) -> tuple[np.ndarray, list[np.ndarray] | None, np.ndarray]:
     """Consecutive samples at `fps` per second from `start` on: (frames, motion maps, times).
 
@@ -21,11 +28,15 @@ def load_window(
     previous sample as in `Sample.motion`, zero for the first; None without `motion`. times: float64 [T], seconds.
     A window that reaches beyond the end of the video is as long as the video allows; damaged parts are left out.
     source: as `sample_frames` takes it, or a `MemberFile` of a tar; a file object is read from its beginning.
+    image_fps: images per second of an image folder, `fps` by default; with fewer than `fps` it gives all there are.
 
     Raises VideoError when the source cannot be read or shows nothing in the window, ValueError for a bad fps.
     """
+    image_fps = image_fps or fps
+    if is_folder(source):
+        fps = min(fps, image_fps)
     with sample_frames(
-        _rewound(source), fps, start=start, end=start + seconds, motion=motion, on_damage="skip", image_fps=fps
+        _rewound(source), fps, start=start, end=start + seconds, motion=motion, on_damage="skip", image_fps=image_fps
     ) as video:
         samples = list(video)
     still = np.zeros(tuple(-(-side // 8) for side in samples[0].pixels.shape[:2]), np.float32)

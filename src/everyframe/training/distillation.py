@@ -7,7 +7,6 @@ frames after it, which run on a random 15 % of their patches. Gradients reach A 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -16,6 +15,8 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,18 @@ from everyframe.backbone import Model
 from everyframe.encoders import ResidualTokenizer, ResidualViT
 from everyframe.encoders.tokenizer import PUBLISHED_FILE
 from everyframe.tokens.drop import num_kept, random_indices
-from everyframe.training.card import model_card
+from everyframe.training.card import CARD, FACTS, model_card
 from everyframe.training.data import Clips
 from everyframe.training.errors import TrainingError
-from everyframe.training.held_out import HeldOut, split
+from everyframe.training.folder import RunFolder
+from everyframe.training.held_out import HeldOut, split, video_numbers
 from everyframe.training.losses import LOSSES, loss_and_gradient
 from everyframe.training.prompts import prompt_bank
-from everyframe.training.ranks import Ranks
-from everyframe.training.store import Batch, ClipStore, bytes_per_clip, encode_texts
+from everyframe.training.ranks import Ranks, number_of_processes
+from everyframe.training.store import Batch, ClipStore, Place, bytes_per_clip, encode_texts
 from everyframe.video import VideoError
 
-CHECKPOINT, LOG, FAILURES, FACTS, CARD = "checkpoint.pt", "log.csv", "failures.txt", "tokenizer.json", "README.md"
+_FORMAT = 2  # of what follows from a seed: the split, the clips' starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,9 @@ class Recipe:
         """The paper's recipe, scaled to the data and the machine.
 
         loss: "text" (both directions) for captioned clips, else "prompts", without a text tower "mse".
-        batch: the paper's 2048 (1536 from width 1024 on), but at most 256 on a CPU and an eighth of the clips.
+        batch: the paper's 2048 (1536 from width 1024 on), on a CPU at most 256. Of fewer than 8 times as many clips,
+            the largest power of two that is no more than an eighth of them, but at least 8. In any case a multiple
+            of the number of processes.
         steps: the paper's 5 epochs, at least 500.
         """
         unknown = set(given) - {field.name for field in fields(cls)}
@@ -89,8 +93,13 @@ class Recipe:
             raise TypeError(f"distill has no option {', '.join(sorted(unknown))}")
         options = {name: value for name, value in given.items() if value is not None}
         small = model.device.type == "cpu"
-        batch = min(1536 if model.vision.config.width >= 1024 else 2048, 256 if small else 2048)
-        batch = options.setdefault("batch", 2 ** int(math.log2(max(min(batch, len(clips) // 8), 8))))
+        if "batch" not in options:
+            batch = 256 if small else 1536 if model.vision.config.width >= 1024 else 2048
+            if len(clips) // 8 < batch:
+                batch = 2 ** int(math.log2(max(len(clips) // 8, 8)))
+            processes = number_of_processes()
+            options["batch"] = max(batch // processes, 1) * processes
+        batch = options["batch"]
         options.setdefault("steps", max(500, math.ceil(5 * len(clips) / max(batch, 1))))
         options.setdefault("micro_batch", min(batch, 64 if small else 256))
         if "loss" not in options:
@@ -179,10 +188,10 @@ class _Run:
         say: Callable[[str], None],
         ranks: Ranks,
     ) -> None:
-        self.model, self.clips, self.folder, self.recipe = model, clips, folder, recipe
+        self.model, self.clips, self.recipe = model, clips, recipe
         self.ranks = ranks
-        self.say = say if self.ranks.first else lambda text: None
-        self.ranks.part(recipe.batch)
+        self.say = say if ranks.first else lambda text: None
+        ranks.part(recipe.batch)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they would
             torch.manual_seed(recipe.seed)
             self.tokenizer = ResidualTokenizer(
@@ -197,27 +206,15 @@ class _Run:
         )
         # Gradients in float16 underflow without a scale; this finds one and skips the steps that overflow.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
-        self.texts: Tensor | None = None
-        bank: list[str] = []
-        if recipe.loss == "prompts":
-            bank = prompt_bank(prompts)
-            self.texts = encode_texts(model, bank)
-        elif prompts is not None:
-            raise ValueError(f"prompts have no meaning with loss {recipe.loss!r}; use loss='prompts'")
+        bank = _bank(recipe, prompts)
+        self.texts = encode_texts(model, bank) if bank else None
         self.training, held_out = split(clips, seed=recipe.seed)
-        self.identity = {
-            **{name: value for name, value in asdict(recipe).items() if name not in ("steps", "micro_batch")},
-            "model": model.weights_sha256,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "clips": clips.fingerprint,
-            "prompts": hashlib.sha256("\n".join(bank).encode()).hexdigest()[:16] if bank else 0,
-        }
-        self._check_folder()
+        self.order = lru_cache(maxsize=2)(self._order)  # every step asks for its epoch's twice
+        self.identity = _identity(model, clips, recipe, bank)
+        self.folder = RunFolder(folder, self.identity, first=ranks.first, say=self.say)
         self.step = 0
-        self._failures = self._known_failures()
-        self._said = 0
-        for message in failures if self.ranks.first else []:
-            self._failed(message, aloud=False)
+        for message in failures if ranks.first else []:
+            self.folder.failed(message, aloud=False)
         self.held_out = HeldOut(
             model,
             clips,
@@ -228,11 +225,11 @@ class _Run:
             fps=recipe.fps,
             most=32 if model.device.type == "cpu" else 128,
             seed=recipe.seed,
-            on_failure=self._failed if self.ranks.first else lambda message: None,
+            on_failure=self.folder.failed if ranks.first else lambda message: None,
         )
-        self.kept_clips = None if recipe.fresh else folder / f"clips-{self.ranks.node}"
-        if not self.ranks.first_of_node:
-            self.ranks.wait()  # the first process of a node makes the files that its others share
+        self.kept_clips = None if recipe.fresh else folder / f"clips-{ranks.node}"
+        if not ranks.first_of_node:
+            ranks.wait()  # the first process of a node makes the files that its others share
         self.store = ClipStore(
             model,
             clips,
@@ -240,40 +237,43 @@ class _Run:
             seed=recipe.seed,
             folder=self.kept_clips,
             with_texts=recipe.loss.startswith("text"),
-            on_failure=self._failed,
+            on_failure=self.folder.failed,
         )
-        if self.ranks.first_of_node:
-            self.ranks.wait()
+        if ranks.first_of_node:
+            ranks.wait()
 
     # --- one step ----------------------------------------------------------------------------------------
 
-    def indices(self, step: int) -> tuple[list[int], int]:
-        """This process's clips of a step, and the epoch: every epoch is a permutation of all clips."""
+    def places(self, step: int) -> list[Place]:
+        """This process's clips of a step, each with its epoch: every epoch is a permutation of all clips."""
         count, rows = len(self.training), self.ranks.part(self.recipe.batch)
         first = step * self.recipe.batch
-        places = range(first + rows.start, first + rows.stop)
-        epochs = {place // count for place in places}
-        orders = {epoch: np.random.default_rng([self.recipe.seed, 41, epoch]).permutation(count) for epoch in epochs}
-        return [int(self.training[orders[place // count][place % count]]) for place in places], first // count
+        found = (divmod(place, count) for place in range(first + rows.start, first + rows.stop))
+        return [(int(self.training[self.order(epoch)[place]]), epoch) for epoch, place in found]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch."""
+        return np.random.default_rng([self.recipe.seed, 41, epoch]).permutation(len(self.training))
 
     def update(self, step: int) -> float:
         """Take one optimizer step; returns the loss."""
-        indices, epoch = self.indices(step)
-        batch = self.store.batch(indices, epoch)
+        batch = self.store.batch(self.places(step))
         if step + 1 < self.recipe.steps:
-            self.store.prefetch(*self.indices(step + 1))
+            self.store.prefetch(self.places(step + 1))
         loss = self.gradient(batch, step)
         # With a scale, infinite gradients are expected now and then, and their steps are skipped.
         gradients = [parameter.grad.isfinite().all() for parameter in self.tokenizer.parameters()]  # type: ignore[union-attr]
         if not math.isfinite(loss) or not (self.scaler.is_enabled() or all(gradients)):
             what = "gradient is not finite" if math.isfinite(loss) else f"loss is {loss}"
-            bad = ~batch.teacher.isfinite().all(2).all(1)
-            names = [name for name, is_bad in zip(batch.names, bad.tolist(), strict=True) if is_bad] or batch.names
+            # Loss and gradient are those of the whole batch, so all processes are here and may ask each other.
+            bad = (~batch.teacher.isfinite()).flatten(1).any(1).tolist()
+            names = self.ranks.gather_names([name for name, is_bad in zip(batch.names, bad, strict=True) if is_bad])
+            names = names or self.ranks.gather_names(batch.names)
             listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise TrainingError(
-                f"the {what} at step {step + 1}, in the "
-                f"batch of {listed}; {self.folder} keeps the checkpoint before it, if there was one: leave these clips "
-                "out, or use --dtype float32 or bfloat16, or a lower --lr, with another --out"
+                f"the {what} at step {step + 1}, in the batch of {listed}; {self.folder.path} keeps the checkpoint "
+                "before it, if there was one: leave these clips out, or use --dtype float32 or bfloat16, or a lower "
+                "--lr, with another --out"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -361,9 +361,12 @@ class _Run:
             "weights_sha256": self.model.weights_sha256,
             **recipe,
             "select_in_training": "random",
+            "dtype": self.identity["dtype"],
+            "prompts": self.identity["prompts"],
+            "everyframe": _version(),
             "data": {
                 "clips": len(self.clips),
-                "videos": len({self.clips.video(index) for index in range(len(self.clips))}),
+                "videos": len(np.unique(video_numbers(self.clips))),
                 "frames_per_clip": self.clips.frames,
                 "held_out_windows": len(self.held_out),
                 "fingerprint": self.clips.fingerprint,
@@ -376,83 +379,58 @@ class _Run:
                 f"({metrics['without']:.4f}): take more steps, more clips, another learning rate or another loss"
             )
         if self.ranks.first:
-            temporary = self.folder / f"{PUBLISHED_FILE}.tmp"
+            folder = self.folder.path
+            temporary = folder / f"{PUBLISHED_FILE}.tmp"
             self.tokenizer.save(temporary)
-            os.replace(temporary, self.folder / PUBLISHED_FILE)
-            (self.folder / FACTS).write_text(json.dumps(self.tokenizer.facts, indent=2) + "\n", encoding="utf-8")
-            (self.folder / CARD).write_text(model_card(self.tokenizer.facts), encoding="utf-8")
+            os.replace(temporary, folder / PUBLISHED_FILE)
+            (folder / FACTS).write_text(json.dumps(self.tokenizer.facts, indent=2) + "\n", encoding="utf-8")
+            (folder / CARD).write_text(model_card(self.tokenizer.facts), encoding="utf-8")
         self.ranks.wait()
         if self.kept_clips is not None and self.ranks.first_of_node:
             shutil.rmtree(self.kept_clips, ignore_errors=True)
-        return Distilled(self.tokenizer, self.folder, metrics, sorted(self._known_failures()))
+        return Distilled(self.tokenizer, self.folder.path, metrics, self.folder.failures())
 
     def save(self) -> None:
-        """Write the checkpoint: whole or not at all."""
-        if not self.ranks.first:
-            return
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "tokenizer": self.tokenizer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        temporary = self.folder / f"{CHECKPOINT}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / CHECKPOINT)
+        """Write the checkpoint."""
+        self.folder.save(
+            {
+                "step": self.step,
+                "tokenizer": self.tokenizer.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+        )
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if there is one."""
-        if not (self.folder / CHECKPOINT).is_file():
+        state = self.folder.held or {"step": 0}
+        steps = self.ranks.gather(torch.tensor([state["step"]], device=self.model.device)).tolist()
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the processes found checkpoints of different steps ({', '.join(map(str, steps))}) in "
+                f"{self.folder.path}: --out must be a folder that all nodes share"
+            )
+        if self.folder.held is None:
             return
-        state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location=self.model.device)
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.folder.held = None
         self.step = state["step"]
         if self.step > self.recipe.steps:
             raise TrainingError(
-                f"{self.folder} holds a run of {self.step} steps, more than the {self.recipe.steps} asked for; "
+                f"{self.folder.path} holds a run of {self.step} steps, more than the {self.recipe.steps} asked for; "
                 "choose another folder, or as many steps"
             )
-        self._cut_log()
+        self.folder.cut_log(self.step)
         self.say(f"goes on at step {self.step} of {self.recipe.steps}")
-
-    def _check_folder(self) -> None:
-        """Raise unless the folder is new or holds a run with the same settings."""
-        file = self.folder / CHECKPOINT
-        if not file.is_file():
-            return
-        try:
-            held = torch.load(file, weights_only=True, map_location="cpu")["identity"]
-        except Exception as error:  # torch, zip and pickle each have their own
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise TrainingError(
-                f"{file} is not a whole checkpoint of distill ({type(error).__name__}: {reason}); remove it to "
-                "start anew"
-            ) from error
-        other = [
-            f"{name} {held.get(name)!r}, now {mine!r}" for name, mine in self.identity.items() if held.get(name) != mine
-        ]
-        if other:
-            raise TrainingError(
-                f"{self.folder} holds a run with other settings ({'; '.join(other)}): choose another folder, "
-                "or remove it to start anew"
-            )
 
     def _log(self, loss: float, speed: float) -> None:
         """One line of log.csv, and the same in words."""
         if not self.ranks.first:
             return
         scores = self.held_out.scores(self.tokenizer)
-        file = self.folder / LOG
-        row = {"step": self.step, "loss": loss, "frames_per_second": speed, **scores}
-        new = not file.is_file() or self.step == 0
-        with file.open("w" if new else "a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
+        self.folder.log({"step": self.step, "loss": loss, "frames_per_second": speed, **scores})
         self.say(
             f"step {self.step}: "
             + (f"loss {loss:.4f}, {speed:.0f} P-frames/s; " if math.isfinite(loss) else "")
@@ -460,30 +438,30 @@ class _Run:
             f"copy {scores['copy']:.4f}, interpolate {scores['interpolate']:.4f}"
         )
 
-    def _cut_log(self) -> None:
-        """Drop the lines of steps that the checkpoint does not hold."""
-        file = self.folder / LOG
-        if not self.ranks.first or not file.is_file():
-            return
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines[1:] if int(line.partition(",")[0]) <= self.step]
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text("".join([*lines[:1], *kept]), encoding="utf-8")
-        os.replace(temporary, file)
 
-    def _known_failures(self) -> set[str]:
-        """The lines of failures.txt."""
-        file = self.folder / FAILURES
-        return set(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else set()
+def _bank(recipe: Recipe, prompts: str | Path | None) -> list[str]:
+    """The texts of loss "prompts"; none for the others."""
+    if recipe.loss == "prompts":
+        return prompt_bank(prompts)
+    if prompts is not None:
+        raise ValueError(f"prompts have no meaning with loss {recipe.loss!r}; use loss='prompts'")
+    return []
 
-    def _failed(self, message: str, *, aloud: bool = True) -> None:
-        """A clip cannot be read: write down why, once, and say so the first few times."""
-        message = " ".join(message.split())
-        if message in self._failures:
-            return
-        with (self.folder / FAILURES).open("a", encoding="utf-8") as stream:
-            stream.write(message + "\n")
-        self._failures.add(message)
-        self._said += aloud
-        if aloud and self._said <= 5:
-            self.say(f"left out: {message}" + (" (more are listed in failures.txt only)" if self._said == 5 else ""))
+
+def _identity(model: Model, clips: Clips, recipe: Recipe, bank: list[str]) -> dict[str, Any]:
+    """Everything that decides the result: a run goes on only where all of it is the same."""
+    return {
+        **{name: value for name, value in asdict(recipe).items() if name not in ("steps", "micro_batch")},
+        "format": _FORMAT,
+        "model": model.weights_sha256,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "clips": clips.fingerprint,
+        "prompts": hashlib.sha256("\n".join(bank).encode()).hexdigest()[:16] if bank else None,
+    }
+
+
+def _version() -> str:
+    try:
+        return version("everyframe")
+    except PackageNotFoundError:
+        return "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,27 +19,51 @@ from everyframe.video import VideoError
 
 
 def split(clips: Clips, *, share: float = 0.05, most: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Clips to train on and clips held out, as indices.
+    """Clips to train on and clips held out, as indices; no second of any video is in both.
 
-    Whole videos are held out where there are at least 8; of fewer, the last tenth of the clips of each video (at
-    least one of all), so that even one long video will do. Raises TrainingError for a single clip.
+    Whole videos are held out where there are at least 8. Of fewer, the last tenth of the clips of each video (at
+    least one of all), so that even one long video will do; clips that reach into those are left out of both. Where
+    that leaves less than half of the clips, the video with the fewest is held out whole instead.
+
+    Raises TrainingError for a single clip, and for one video of which every clip reaches into the last.
     """
     if len(clips) < 2:
         raise TrainingError("there is only one clip, and one must be held out: give more or longer videos")
-    videos: dict[str, list[int]] = {}
-    for index in range(len(clips)):
-        videos.setdefault(clips.video(index), []).append(index)
-    names = sorted(videos)
-    if len(names) >= 8:
-        order = np.random.default_rng([seed, 31]).permutation(len(names))
-        chosen = [names[place] for place in order[: min(max(2, round(share * len(names))), most)]]
-        held = [index for name in chosen for index in videos[name]]
-    else:
-        parts = [sorted(videos[name], key=clips.start) for name in names]
-        held = [index for part in parts for index in part[len(part) - len(part) // 10 :]]
-        held = held or [max(parts, key=len)[-1]]
-    held_out = np.array(sorted(held))
-    return np.setdiff1d(np.arange(len(clips)), held_out), held_out
+    numbers = video_numbers(clips)
+    videos, sizes = np.unique(numbers, return_counts=True)
+    if len(videos) >= 8:
+        order = np.random.default_rng([seed, 31]).permutation(len(videos))
+        return _whole(numbers, videos[order[: min(max(2, round(share * len(videos))), most)]])
+    parts = [sorted(np.flatnonzero(numbers == video).tolist(), key=clips.start) for video in videos]
+    counts = [len(part) // 10 for part in parts]
+    if not any(counts):
+        counts[int(sizes.argmax())] = 1
+    training: list[int] = []
+    held_out: list[int] = []
+    for part, count in zip(parts, counts, strict=True):
+        held = part[len(part) - count :]
+        # Clips are sorted by their start, and windows go on from there, so only this one border matters.
+        border = clips.start(held[0]) if held else math.inf
+        training += [index for index in part[: len(part) - count] if clips.end(index) <= border]
+        held_out += held
+    if 2 * len(training) < len(clips) and len(videos) > 1:
+        return _whole(numbers, videos[[sizes.argmin()]])
+    if not training:
+        raise TrainingError(
+            f"all {len(clips)} clips are of one video and reach into the last of them, so that none can be held out: "
+            "give more videos, or a table with the start and end of each clip"
+        )
+    return np.array(sorted(training)), np.array(sorted(held_out))
+
+
+def video_numbers(clips: Clips) -> np.ndarray:
+    """int64 [n]: the number of each clip's video."""
+    return np.fromiter((clips.video_number(index) for index in range(len(clips))), np.int64, len(clips))
+
+
+def _whole(numbers: np.ndarray, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    held_out = np.isin(numbers, videos)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,7 @@ class HeldOut:
         self.baselines: dict[str, np.ndarray] = {}
         dense = DenseEncoder(model)
         order = np.random.default_rng([seed, 37]).permutation(indices)
+        short = 0
         seconds = (2 * interleave + 3) / fps
         parts: dict[str, list[np.ndarray]] = {"without": [], "copy": [], "interpolate": []}
         for index in order:
@@ -86,6 +112,7 @@ class HeldOut:
                 on_failure(str(error))  # another takes its place
                 continue
             if len(frames) < 2:
+                short += 1
                 continue
             pixels = model.preprocess(frames)
             motion = None if maps is None else model.preprocess_motion(np.stack(maps), frames.shape[1:3])
@@ -95,6 +122,11 @@ class HeldOut:
             parts["without"].append(self._cosines(self._without, window))
             parts["copy"].append(self._compare(copy_features(features, interleave), features))
             parts["interpolate"].append(self._compare(interpolate_features(features, times, interleave), features))
+        if not self._windows and short:
+            raise TrainingError(
+                f"each of the {short} held-out windows that can be read shows less than 2 frames in {seconds:.3g} s, "
+                f"at {fps:g} per second: give longer videos, or another --fps"
+            )
         if not self._windows:
             raise TrainingError("none of the held-out clips can be read; check the videos with everyframe info")
         self.baselines = {name: np.concatenate(values) for name, values in parts.items()}

@@ -19,7 +19,7 @@ class Ranks:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.count = number_of_processes()
         self.rank = 0
         self.node = int(os.environ.get("GROUP_RANK", "0"))
         self.first_of_node = int(os.environ.get("LOCAL_RANK", "0")) == 0
@@ -48,6 +48,13 @@ class Ranks:
         """The rows of all processes, in the order of the batch; no gradient passes."""
         return rows if self._accelerator is None else self._accelerator.gather(rows.contiguous())
 
+    def gather_names(self, names: list[str]) -> list[str]:
+        """The names of all processes, one process after the other."""
+        if self._accelerator is None:
+            return names
+        gathered: list[str] = require("accelerate.utils", extra="train").gather_object(names)
+        return gathered
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
         return tensor if self._accelerator is None else self._accelerator.reduce(tensor, reduction="sum")
@@ -64,6 +71,11 @@ class Ranks:
             self._accelerator = None
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+
+def number_of_processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_device() -> str | None:

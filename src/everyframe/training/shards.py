@@ -14,7 +14,8 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -107,8 +108,10 @@ def find_shards(paths: Iterable[str | Path], failures: list[VideoError] | None) 
 def index_shard(path: Path) -> tuple[list[Member], VideoError | None]:
     """The videos of one tar with their captions, in the order of the tar.
 
-    A caption is `key.txt`, else the field "caption" or "text" of `key.json`. The second value says where the tar
-    is cut short or damaged; what stands before that place is listed.
+    A caption is `key.txt`, else the field "caption" or "text" of `key.json`. The key is the name without its suffix;
+    webdataset cuts it at the first dot, which is followed only where it leaves no doubt: `clip_12.5.mp4` and
+    `clip_12.7.mp4` are two clips. The second value says where the tar is cut short or damaged; what stands before
+    that place is listed.
 
     Raises VideoError for a file that is no tar, is compressed, or holds no whole video.
     """
@@ -137,7 +140,19 @@ def index_shard(path: Path) -> tuple[list[Member], VideoError | None]:
         raise VideoError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not videos:
         raise damage or VideoError(f"{path}: this tar holds no video; expected members such as key.mp4 and key.txt")
-    return [(*video, texts.get(_stem(video[0])) or texts.get(_first_dot(video[0]), "")) for video in videos], damage
+    return [(*video, caption) for video, caption in zip(videos, _captions(videos, texts), strict=True)], damage
+
+
+def _captions(videos: list[tuple[str, int, int]], texts: dict[str, str]) -> Iterator[str]:
+    """The caption of each video: of its stem, else of its first-dot key where one video and one text have that."""
+    videos_of = Counter(_first_dot(name) for name, *_ in videos)
+    texts_of = Counter(_first_dot(stem) for stem in texts)
+    last = {_first_dot(stem): caption for stem, caption in texts.items()}
+    for name, *_ in videos:
+        caption, key = texts.get(_stem(name), ""), _first_dot(name)
+        if not caption and videos_of[key] == texts_of[key] == 1:
+            caption = last[key]
+        yield caption
 
 
 def _note(
@@ -152,11 +167,10 @@ def _note(
     elif suffix in (".txt", ".json") and member.size <= _LONGEST_TEXT:
         file = tar.extractfile(member)
         caption = _caption(file.read() if file is not None else b"", suffix)
-        for key in {_stem(member.name), _first_dot(member.name)} if caption else ():
-            if suffix == ".txt":
-                texts[key] = caption
-            else:
-                texts.setdefault(key, caption)
+        if caption and suffix == ".txt":
+            texts[_stem(member.name)] = caption
+        elif caption:
+            texts.setdefault(_stem(member.name), caption)
 
 
 def _caption(data: bytes, suffix: str) -> str:

@@ -89,12 +89,15 @@ def _windows(path: Path, number: int, fields: Mapping[str, Any]) -> Iterator[tup
 
 
 def _blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    """None, "" and NaN in any spelling, which is what pandas writes for nothing."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan")
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(value: Any) -> str:
-    """One line of text; None and NaN (what pandas writes for nothing) are blank."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """One line of text; None and NaN are blank, but "nan" may be a name."""
+    if not isinstance(value, str) and _blank(value):
         return ""
     return " ".join(str(value).split())
 
