@@ -161,6 +161,26 @@ def distill_table() -> str:
     return "\n".join(lines)
 
 
+def tokenizers_table() -> str:
+    runs = read("tokenizers")["runs"]
+    runs.sort(key=lambda run: -run["curve"][-1]["with"])
+    first = runs[0]["curve"][-1]
+    steps = sorted({int(line["step"]) for run in runs for line in run["curve"]})
+    lines = [
+        f"Without a token {first['without']:.3f} (5th percentile {first['without_p5']:.3f}), copy {first['copy']:.3f}, "
+        f"interpolate {first['interpolate']:.3f}. With a token, after so many steps of {runs[0]['batch']} clips:",
+        "",
+        f"| loss | layers | learning rate | {' | '.join(map(str, steps))} | 5th percentile at the end |",
+        f"| --- | --- | --- |{' --- |' * (len(steps) + 1)}",
+    ]
+    for run in runs:
+        found = {int(line["step"]): line["with"] for line in run["curve"]}
+        cells = [f"{found[step]:.3f}" if step in found else "" for step in steps]
+        cells = [run["loss"], str(run["layers"]), f"{run['rate']:g}", *cells, f"{run['curve'][-1]['with_p5']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 ABLATION = RESULTS / "ablation.json"
 ABLATION_TABLES = (
     "methods", "interleave", "reduction", "drop", "residual", "pairs", "styles", "styles_fidelity", "grounding"
@@ -185,6 +205,7 @@ RENDERERS = {
     "encode": encode_tables,
     "demo": demo_table,
     "distill": distill_table,
+    "tokenizers": tokenizers_table,
     "bundled": bundled_table,
     "memory": memory_table,
 }
