@@ -891,7 +891,9 @@ def test_two_processes_give_the_weights_of_one(model: Model, place: Path, tmp_pa
     command += ["--micro-batch", 3, "--report-every", 2, "--lr", 1e-3, "--device", "cpu", "--threads", 1]
     run = torchrun(*command)
     assert run.returncode == 0, run.stderr
-    assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-6)
+    # Adam divides by the gradient's size, so a last bit of a tiny gradient may move a weight by a good part of a step
+    # (1e-3 here); the gradients themselves are compared below.
+    assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=1e-4)
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two] == ["0", "2", "4", "5"]
     for mine, theirs in zip(one[1:], two[1:], strict=True):
@@ -899,6 +901,25 @@ def test_two_processes_give_the_weights_of_one(model: Model, place: Path, tmp_pa
     said = run.stderr.splitlines()
     assert len([line for line in said if line.startswith("step 5: loss")]) == 1, run.stderr
     assert not [line for line in said if "Traceback" in line or "destroy_process_group" in line], run.stderr
+
+
+def test_two_processes_give_the_gradient_of_one(model: Model, place: Path, tmp_path: Path) -> None:
+    """After the first step AdamW's running mean is 0.1 times the gradient, and the checkpoint holds it."""
+    pytest.importorskip("accelerate")
+    options = options_for(place, steps=1, batch=8, micro_batch=3)
+    fit(model, place / "videos", tmp_path / "one", **options)
+    command = ["-m", "everyframe.cli", "distill", "--videos", place / "videos", "--captions", place / "captions.csv"]
+    command += ["--model", model.folder, "--out", tmp_path / "two", "--loss", "text", "--steps", 1, "--batch", 8]
+    run = torchrun(*command, "--micro-batch", 4, "--device", "cpu", "--threads", 1)
+    assert run.returncode == 0, run.stderr
+    for one, two in zip(*(gradients(tmp_path / name) for name in ("one", "two")), strict=True):
+        assert one.abs().max() > 0
+        assert (one - two).abs().max() <= 1e-5 * one.abs().max()
+
+
+def gradients(folder: Path) -> list[torch.Tensor]:
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    return [10 * state[key]["exp_avg"] for key in sorted(state)]
 
 
 def test_a_process_that_fails_does_not_leave_the_other_hanging(model: Model, place: Path, tmp_path: Path) -> None:

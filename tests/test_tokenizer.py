@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 from everyframe.backbone import Model, load
-from everyframe.encoders import ResidualTokenizer, ResidualViT
+from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
+from everyframe.pipeline import encode_video
+from everyframe.synthetic import synthesize
 
 Make = Callable[..., ResidualTokenizer]
 
@@ -239,9 +241,9 @@ def test_hub_id_is_found_in_the_cache_when_offline(make: Make, model: Model, fol
 import sys
 import everyframe as ef
 model = ef.load(sys.argv[1], device="cpu")
-print(ef.ResidualViT(model, residual="someone/token").tokenizer.fingerprint)
+print(ResidualViT(model, residual="someone/token").tokenizer.fingerprint)
 try:
-    ef.ResidualViT(model, residual="someone/else")
+    ResidualViT(model, residual="someone/else")
 except FileNotFoundError as error:
     print(error)
 """
@@ -257,3 +259,25 @@ except FileNotFoundError as error:
     found, missing = run.stdout.splitlines()
     assert found == tokenizer.fingerprint
     assert missing.startswith("residual tokenizer someone/else does not exist: someone/else is neither")
+
+
+# --- the one that ships ----------------------------------------------------------------------------------
+
+
+def test_the_bundled_token_brings_p_features_closer_to_dense_ones(tmp_path: Path) -> None:
+    """On combinations and videos that neither the model's nor the tokenizer's training showed."""
+    model = load("bundled", device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = ResidualViT(model)
+    assert fast.tokenizer is not None
+    assert fast.tokenizer.facts["weights_sha256"] == model.weights_sha256
+    assert fast.tokenizer.facts["drop"] == fast.drop
+    encoders = (DenseEncoder(model), fast, ResidualViT(model, residual=None))
+    worlds = synthesize(tmp_path, videos=4, seconds=30, seed=970, fps=6, size=(192, 144), combinations="unseen")
+    files = [tmp_path / f"{world.name}.mp4" for world in worlds]
+    dense, with_token, without = (
+        np.concatenate([encode_video(file, encoder).embeddings for file in files]) for encoder in encoders
+    )
+    gain = (with_token * dense).sum(1).mean() - (without * dense).sum(1).mean()
+    assert gain > 0.05
