@@ -241,9 +241,9 @@ def test_hub_id_is_found_in_the_cache_when_offline(make: Make, model: Model, fol
 import sys
 import everyframe as ef
 model = ef.load(sys.argv[1], device="cpu")
-print(ResidualViT(model, residual="someone/token").tokenizer.fingerprint)
+print(ef.ResidualViT(model, residual="someone/token").tokenizer.fingerprint)
 try:
-    ResidualViT(model, residual="someone/else")
+    ef.ResidualViT(model, residual="someone/else")
 except FileNotFoundError as error:
     print(error)
 """

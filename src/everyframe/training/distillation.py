@@ -198,8 +198,7 @@ class _Run:
                 model.dim, model.vision.config.width, layers=recipe.layers, hidden=recipe.hidden
             ).to(model.device)
         self.encoder = ResidualViT(model, recipe.interleave, recipe.drop, recipe.select, self.tokenizer)
-        # The paper's eps is meant for gradients of its loss; those of a mean over D elements are D times smaller, and
-        # with the same eps the first hundreds of steps would hardly move.
+        # The paper's eps is meant for gradients of its loss; those of a mean over D elements are D times smaller.
         eps = 1e-6 / model.dim if recipe.loss == "mse" else 1e-6
         self.optimizer = torch.optim.AdamW(
             self.tokenizer.parameters(), lr=recipe.rate, betas=(0.9, 0.98), eps=eps, weight_decay=0.0

@@ -1,6 +1,6 @@
 """Collect what the runs of scripts/train_bundled_tokenizer.py reached, from their logs.
 
-    python benchmarks/tokenizers.py [--work work/tokenizer] [--out benchmarks/results/tokenizers.json]
+    python benchmarks/token_training.py [--work work/tokenizer] [--out benchmarks/results/tokenizers.json]
 
 Each folder with a tokenizer.json is a run; its log.csv holds the held-out fidelity of P-frames while it trained.
 """
