@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from everyframe.pipeline import Forecast, Outcome
 
 _out = Console()
@@ -31,28 +33,13 @@ def show(table: Table) -> None:
     _out.print(table)
 
 
-class BatchProgress:
-    """A progress bar over seconds of video, with frames/s, x realtime and the time left; shows nothing if `silent`."""
+class _Bar:
+    """A progress bar on standard error while the block runs; none if `silent`."""
 
-    def __init__(self, forecast: Forecast | None, *, silent: bool) -> None:
-        self._seconds = forecast.seconds if forecast is not None else []
-        self._started = time.monotonic()
-        self._finished, self._behind = 0, 0.0  # videos, and the seconds of them by the forecast
-        self._frames, self._worked = 0, 0.0  # encoded in this run, without what was skipped
-        self._here = (0, 0.0)
-        self._progress: Progress | None = None
-        if not silent:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[count]}"),
-                TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=_err)
-            self._task = self._progress.add_task("starting", total=sum(self._seconds), count="", speed="")
+    def __init__(self, *columns: ProgressColumn, silent: bool) -> None:
+        self._progress = None if silent else Progress(*columns, console=_err)
 
-    def __enter__(self) -> BatchProgress:
+    def __enter__(self) -> Self:
         if self._progress is not None:
             self._progress.start()
         return self
@@ -62,6 +49,27 @@ class BatchProgress:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+class BatchProgress(_Bar):
+    """A progress bar over seconds of video, with frames/s, x realtime and the time left; shows nothing if `silent`."""
+
+    def __init__(self, forecast: Forecast | None, *, silent: bool) -> None:
+        self._seconds = forecast.seconds if forecast is not None else []
+        self._started = time.monotonic()
+        self._finished, self._behind = 0, 0.0  # videos, and the seconds of them by the forecast
+        self._frames, self._worked = 0, 0.0  # encoded in this run, without what was skipped
+        self._here = (0, 0.0)
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            silent=silent,
+        )
+        if self._progress is not None:
+            self._task = self._progress.add_task("starting", total=sum(self._seconds), count="", speed="")
 
     def frames(self, source: str, num_frames: int, seconds: float) -> None:
         """So far in the current video."""
@@ -98,24 +106,13 @@ class BatchProgress:
         )
 
 
-class StepProgress:
+class StepProgress(_Bar):
     """A progress bar over training steps with the latest loss and the time left; shows nothing if `silent`."""
 
     def __init__(self, *, silent: bool) -> None:
         columns = (TextColumn("step"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
-        self._progress = None if silent else Progress(*columns, console=_err)
+        super().__init__(*columns, silent=silent)
         self._task: Any = None
-
-    def __enter__(self) -> StepProgress:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
 
     def step(self, step: int, total: int, loss: float) -> None:
         """`step` of `total` is done."""
