@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import everyframe as ef
+from everyframe.encoders.baselines import fidelity
 from everyframe.pipeline import encode_video
 from everyframe.spans import recall_at
 from everyframe.synthetic import STYLES, SyntheticVideo, synthesize
@@ -104,7 +105,7 @@ def main() -> None:
     record["fidelity"] = {}
     for name in list(encoders)[1:]:
         pairs = zip(encoded["dense"], encoded[name], strict=True)
-        cosines = np.concatenate([(a.embeddings * b.embeddings).sum(1) for a, b in pairs])
+        cosines = np.concatenate([fidelity(b.embeddings, a.embeddings) for a, b in pairs])
         record["fidelity"][name] = {"mean": float(cosines.mean()), "p5": float(np.percentile(cosines, 5))}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Imports go down. What stands at one level does not know of its siblings.
 LEVELS = {
     "extras": -1,
+    "version": -1,
     "feature_files": 0,
     "spans": 0,
     "tokens": 0,

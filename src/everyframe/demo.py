@@ -15,6 +15,7 @@ import numpy as np
 from everyframe.backbone import Model, load
 from everyframe.cost import flops
 from everyframe.encoders import DenseEncoder, Encoder, ResidualViT
+from everyframe.encoders.baselines import fidelity
 from everyframe.features import VideoFeatures
 from everyframe.pipeline import encode_video
 from everyframe.report import html_page, html_table, html_timeline
@@ -190,7 +191,7 @@ def _row(
     queries: dict[str, np.ndarray],
 ) -> Row:
     reference, own = encoded["dense"], encoded[name]
-    cosines = np.concatenate([(a.embeddings * b.embeddings).sum(1) for a, b in zip(reference, own, strict=True)])
+    cosines = np.concatenate([fidelity(a.embeddings, b.embeddings) for a, b in zip(own, reference, strict=True)])
     answers = [
         ground(feats, queries[event.caption], top=1)
         for world, feats in zip(worlds, own, strict=True)

@@ -29,6 +29,7 @@ from everyframe.cost import flops
 from everyframe.encoders import DenseEncoder, Encoder, ResidualViT
 from everyframe.encoders.baselines import copy_features, fidelity, interpolate_features
 from everyframe.encoders.plan import fixed_roles
+from everyframe.encoders.tokenizer import shipped_tokenizer
 from everyframe.features import VideoFeatures
 from everyframe.pipeline import Sampling, Window, is_address, read_window
 from everyframe.tokens.drop import SELECTIONS
@@ -145,9 +146,9 @@ def _encoders(
     for select in selects:
         if select not in SELECTIONS:
             raise ValueError(f"select must be one of {', '.join(SELECTIONS)}, got {select!r}")
-    with warnings.catch_warnings():  # that "auto" found nothing is said once, in the notes
-        warnings.filterwarnings("ignore", message="no residual tokenizer comes with", category=UserWarning)
-        tokenizer = ResidualViT(model, drop=drop, residual=residual).tokenizer
+    if residual == "auto":
+        residual = shipped_tokenizer(model)  # that there is none is said once, in the notes
+    tokenizer = ResidualViT(model, drop=drop, residual=residual).tokenizer
     tokenizers = [None] if tokenizer is None else [None, tokenizer]
     encoders: dict[Setting, Encoder] = {DENSE: DenseEncoder(model, batch_size=batch_size)}
     # Checked before sorting, which would complain about a string in its own words.

@@ -46,7 +46,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
-        from everyframe.pipeline import package_version
+        from everyframe.version import package_version
 
         print(package_version())
         raise typer.Exit

@@ -146,6 +146,12 @@ class ResidualTokenizer(nn.Module):
             )
 
 
+def shipped_tokenizer(model: Model) -> Path | None:
+    """The tokenizer file that lies beside the model's weights, if there is one."""
+    file = (model.folder or Path()) / TOKENIZER_FILE
+    return file if model.folder is not None and file.is_file() else None
+
+
 def resolve_tokenizer(
     residual: str | Path | ResidualTokenizer | None, model: Model, drop: float
 ) -> tuple[ResidualTokenizer | None, str | None]:
@@ -164,8 +170,8 @@ def resolve_tokenizer(
         tokenizer.check_weights(model, name)
     else:
         if residual == "auto":
-            residual = (model.folder or Path()) / TOKENIZER_FILE
-            if model.folder is None or not residual.is_file():
+            residual = shipped_tokenizer(model)
+            if residual is None:
                 warnings.warn(
                     f"no residual tokenizer comes with {model.name}: P-frames go without a residual token; "
                     "pass residual=None (--residual none) to say so, or one you fitted with everyframe distill",

@@ -35,10 +35,11 @@ from everyframe.evaluation.variants import (
     read_tokenizers,
 )
 from everyframe.features import VideoFeatures
-from everyframe.pipeline import Sampling, package_version, read_window
+from everyframe.pipeline import Sampling, read_window
 from everyframe.spans import temporal_iou
 from everyframe.synthetic import synthesize
 from everyframe.tasks.grounding import ground
+from everyframe.version import package_version
 
 _LAST_SEED = 999  # the videos of set 1000 would have seeds that the bundled model was trained on
 _DONE = "complete.json"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from everyframe.cost import flops, frame_macs
 from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
 from everyframe.encoders.baselines import copy_features, interpolate_features
 from everyframe.encoders.plan import fixed_roles
-from everyframe.encoders.tokenizer import TOKENIZER_FILE
+from everyframe.encoders.tokenizer import shipped_tokenizer
 from everyframe.pipeline import Window
 
 INTERLEAVE, DROP = 2, 0.85  # the paper's choice, at which methods are compared
@@ -114,8 +113,9 @@ def read_tokenizers(model: Model, residuals: Sequence[str] = ("auto",)) -> tuple
         if residual == "none":
             continue
         if residual == "auto":
-            name, file = _SHIPPED, str((model.folder or Path()) / TOKENIZER_FILE)
-            if model.folder is None or not Path(file).is_file():
+            shipped = shipped_tokenizer(model)
+            name, file = _SHIPPED, str(shipped)
+            if shipped is None:
                 notes.append(f"no residual tokenizer comes with {model.name}: rows with its token are left out")
                 continue
         elif not (equals and name.strip() and file.strip()):

@@ -1,6 +1,6 @@
 """From videos to features: decode ahead, encode in batches, resume, report what failed."""
 
-from everyframe.pipeline.encode import Outcome, Sampling, encode_video, encode_videos, package_version
+from everyframe.pipeline.encode import Outcome, Sampling, encode_video, encode_videos
 from everyframe.pipeline.plan import Forecast, forecast
 from everyframe.pipeline.resume import JOURNAL, is_address, output_paths
 from everyframe.pipeline.window import Window, read_window
@@ -16,6 +16,5 @@ __all__ = [
     "forecast",
     "is_address",
     "output_paths",
-    "package_version",
     "read_window",
 ]

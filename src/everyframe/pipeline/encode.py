@@ -11,8 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from everyframe.encoders import Encoder
 from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.pipeline.resume import Journal, identity, is_done, source_name
 from everyframe.pipeline.window import Chunk, last_end, preprocessed
+from everyframe.version import package_version
 from everyframe.video import SampledVideo, Source, VideoError, decode_ahead, sample_frames
 
 Status = Literal["done", "partial", "skipped", "failed"]
@@ -365,12 +365,3 @@ def _check_encoder(encoder: object) -> None:
 
 def _silent(name: str, num_frames: int, seconds: float) -> None:
     pass
-
-
-@cache
-def package_version() -> str:
-    """The installed version of everyframe, as provenance records it."""
-    try:
-        return version("everyframe")
-    except PackageNotFoundError:
-        return "unknown"

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from everyframe.training.losses import LOSSES, loss_and_gradient
 from everyframe.training.prompts import prompt_bank
 from everyframe.training.ranks import Ranks, number_of_processes
 from everyframe.training.store import Batch, ClipStore, Place, bytes_per_clip, encode_texts
+from everyframe.version import package_version
 from everyframe.video import VideoError
 
 _FORMAT = 2  # of what follows from a seed: the split, the clips' starts
@@ -362,7 +362,7 @@ class _Run:
             "select_in_training": "random",
             "dtype": self.identity["dtype"],
             "prompts": self.identity["prompts"],
-            "everyframe": _version(),
+            "everyframe": package_version(),
             "data": {
                 "clips": len(self.clips),
                 "videos": len(np.unique(video_numbers(self.clips))),
@@ -457,10 +457,3 @@ def _identity(model: Model, clips: Clips, recipe: Recipe, bank: list[str]) -> di
         "clips": clips.fingerprint,
         "prompts": hashlib.sha256("\n".join(bank).encode()).hexdigest()[:16] if bank else None,
     }
-
-
-def _version() -> str:
-    try:
-        return version("everyframe")
-    except PackageNotFoundError:
-        return "unknown"

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from everyframe.backbone import Model
 from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
-from everyframe.encoders.baselines import copy_features, interpolate_features
+from everyframe.encoders.baselines import copy_features, fidelity, interpolate_features
 from everyframe.training.data import Clips
 from everyframe.training.errors import TrainingError
 from everyframe.video import VideoError
@@ -145,11 +144,10 @@ class HeldOut:
         return result | {f"{name}_p5": float(np.percentile(values, 5)) for name, values in cosines.items()}
 
     def _cosines(self, encoder: ResidualViT, window: _Window) -> np.ndarray:
-        with torch.no_grad():
-            features = encoder.encode(window.pixels, window.motion)
+        features = encoder.encode(window.pixels, window.motion)
         return self._compare(features.cpu().numpy(), window.dense.cpu().numpy())
 
     def _compare(self, features: np.ndarray, dense: np.ndarray) -> np.ndarray:
         """Cosines of the P-frames' rows."""
         rows = np.array([place for place, role in enumerate(self._without.roles(len(dense))) if role == "P"])
-        return (features[rows] * dense[rows]).sum(1)
+        return fidelity(features[rows], dense[rows])
