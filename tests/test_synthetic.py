@@ -13,6 +13,7 @@ from everyframe.synthetic import (
     PATTERNS,
     SHAPES,
     SIZES,
+    SPLITS,
     STYLES,
     Entity,
     SyntheticVideo,
@@ -34,7 +35,7 @@ def without(video, index):
 # --- seeds and frames ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", [None, *STYLES])
+@pytest.mark.parametrize("style", [None, *SPLITS])
 def test_a_seed_decides_everything(style):
     one, same, other = (SyntheticVideo(seed, seconds=30, style=style, **SMALL) for seed in (5, 5, 6))
     assert one.events == same.events
@@ -69,7 +70,7 @@ def test_cuts_change_the_picture():
 # --- events ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seed", "style"), [(0, "still"), (1, "handheld"), (2, "pan"), (3, "action")])
+@pytest.mark.parametrize(("seed", "style"), list(enumerate(SPLITS)))
 def test_objects_are_in_the_picture_exactly_during_their_events(seed, style):
     video = SyntheticVideo(seed, seconds=40, style=style)
     assert len(video.events) >= 4
@@ -277,7 +278,7 @@ def test_synthesize_writes_videos_and_annotations(tmp_path):
         ({"seconds": float("inf")}, "seconds and fps"),
         ({"fps": 0}, "seconds and fps"),
         ({"size": (0, 48)}, r"size must be \(width, height\) in pixels, got \(0, 48\)"),
-        ({"style": "shaky"}, "style must be one of still, handheld, pan, action, got 'shaky'"),
+        ({"style": "shaky"}, "style must be one of still, handheld, pan, action, lecture, .*, got 'shaky'"),
         ({"combinations": "both"}, "combinations must be seen, unseen or any, got 'both'"),
     ],
 )

@@ -27,13 +27,21 @@ def synthesize(
     videos: Annotated[int, typer.Option("--videos", help="How many.")] = 8,
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each.")] = 60.0,
     seed: Annotated[int, typer.Option("--seed", help="Everything follows from it.")] = 1,
+    style: Annotated[
+        str | None,
+        typer.Option(
+            "--style",
+            help="How all of them move: still, handheld, pan, action, lecture, talking_head or cuts. "
+            "(default: the first four in turn)",
+        ),
+    ] = None,
     codec: Annotated[str, typer.Option("--codec", help="Any video encoder of FFmpeg.")] = "libx264",
     quiet: QuietOption = False,
 ) -> None:
     """Render captioned videos of a procedural world, with annotations.jsonl (one line per event)."""
     from everyframe.synthetic import synthesize as render
 
-    for video in render(out, videos=videos, seconds=seconds, seed=seed, codec=codec):
+    for video in render(out, videos=videos, seconds=seconds, seed=seed, codec=codec, **given(style=style)):
         if not quiet:
             console.say(f"{out / video.name}.mp4: {video.style}, {len(video.events)} events")
 

@@ -10,7 +10,19 @@ how much of the picture changes between two samples.
 """
 
 from everyframe.synthetic.files import synthesize
-from everyframe.synthetic.scene import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, STYLES, Camera, Entity, Event
+from everyframe.synthetic.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    STYLES,
+    Camera,
+    Entity,
+    Event,
+    Style,
+)
 from everyframe.synthetic.video import SyntheticVideo, moving_share
 
 __all__ = [
@@ -19,10 +31,12 @@ __all__ = [
     "PATTERNS",
     "SHAPES",
     "SIZES",
+    "SPLITS",
     "STYLES",
     "Camera",
     "Entity",
     "Event",
+    "Style",
     "SyntheticVideo",
     "moving_share",
     "synthesize",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from everyframe.synthetic.scene import STYLES, Combinations
+from everyframe.synthetic.scene import STYLES, Combinations, Style
 from everyframe.synthetic.video import SyntheticVideo
 
 
@@ -21,15 +21,17 @@ def synthesize(
     size: tuple[int, int] = (256, 192),
     codec: str = "libx264",
     combinations: Combinations = "any",
+    style: Style | None = None,
     workers: int = 1,
 ) -> Iterator[SyntheticVideo]:
     """Write `videos` mp4 files, `annotations.jsonl` and `videos.jsonl` under `out`; iterate to have it done.
 
     Yields each video once its file and its lines are written. annotations.jsonl has one line per event with
     the keys of Lighthouse's Charades file (qid, query, duration, vid, relevant_windows); videos.jsonl one line
-    per video with its style, its share of moving patches and its cuts. Styles go round so that any four videos
-    span still to fast. workers: processes that render; with more than one, a script that calls this needs the
-    usual `if __name__ == "__main__"` guard.
+    per video with its style, its share of moving patches and its cuts in seconds. style: that of every video,
+    a key of SPLITS; by default the four STYLES go round, so that any four videos span still to fast. workers:
+    processes that render; with more than one, a script that calls this needs the usual
+    `if __name__ == "__main__"` guard.
     """
     for name, value in (("videos", videos), ("workers", workers)):
         if value < 1:
@@ -42,7 +44,7 @@ def synthesize(
             "seconds": seconds,
             "fps": fps,
             "size": size,
-            "style": list(STYLES)[index % len(STYLES)],
+            "style": list(STYLES)[index % len(STYLES)] if style is None else style,
             "combinations": combinations,
         }
         for index in range(videos)

@@ -92,3 +92,22 @@ def pattern_share(pattern: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         near = np.hypot(np.mod(u * 1.6 + 0.5, 1) - 0.5, np.mod(v * 1.6 + 0.5, 1) - 0.5)
         return np.clip((0.3 - near) * 8, 0, 1)
     return np.zeros(np.broadcast_shapes(u.shape, v.shape))
+
+
+def paint_oval(
+    picture: np.ndarray, centre: tuple[float, float], radii: tuple[float, float], colour: np.ndarray
+) -> None:
+    """Paint an oval in place on a float picture [H, W, 3]; centre and radii (x, y) in pixels.
+
+    colour: [3], or [H, W, 3] for one that changes over the picture.
+    """
+    (x, y), (wide, high) = centre, radii
+    height, width = picture.shape[:2]
+    soft = 0.5 / min(radii)  # share of the radii over which the edge fades out
+    x0, x1 = (int(np.clip(x + side * wide * (1 + soft) + side, 0, width)) for side in (-1, 1))
+    y0, y1 = (int(np.clip(y + side * high * (1 + soft) + side, 0, height)) for side in (-1, 1))
+    u = ((np.arange(x0, x1) + 0.5 - x) / wide)[None, :]
+    v = ((np.arange(y0, y1) + 0.5 - y) / high)[:, None]
+    alpha = np.clip(0.5 + (1 - np.hypot(u, v)) / (2 * soft), 0, 1)[..., None]
+    region = picture[y0:y1, x0:x1]
+    region += alpha.astype(np.float32) * (np.broadcast_to(colour, picture.shape)[y0:y1, x0:x1] - region)

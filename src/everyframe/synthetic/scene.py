@@ -26,7 +26,7 @@ SIZES = {"small": 0.115, "medium": 0.17, "large": 0.24}  # radius in frame heigh
 BACKGROUNDS = ("clouds", "bricks", "tiles", "waves", "sand", "leaves")
 
 Combinations = Literal["seen", "unseen", "any"]
-Style = Literal["still", "handheld", "pan", "action"]
+Style = Literal["still", "handheld", "pan", "action", "lecture", "talking_head", "cuts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,15 @@ class Camera:
     object_speed: tuple[float, float]
     still_objects: float  # probability that an object does not move at all
     flicker: tuple[float, float]  # largest depth and rate (Hz) of the brightness change
+    noise: tuple[float, float] = (0, 5)  # standard deviation of the sensor noise in levels of 255
+    pole: float = 0.25  # probability that a post stands in front of a shot
+    shot_seconds: tuple[float, float] | None = None  # length of a shot; None: 8 to 22 s, up to 30 s for the last
+    figure: bool = False  # a speaker sits before the camera
+    turn: float = 0.0  # largest angle by which a cut turns the places of the objects around the centre
 
 
+# What the bundled model was trained on, and what a video without a given style is drawn from: both follow from
+# the order of the four, from their numbers and from the order of the draws below, so none of these may change.
 STYLES: dict[str, Camera] = {
     "still": Camera(
         pan=(0, 0),
@@ -73,6 +80,45 @@ STYLES: dict[str, Camera] = {
         object_speed=(0.2, 0.6),
         still_objects=0.0,
         flicker=(0.22, 0.7),
+    ),
+}
+
+# All styles, one split of a benchmark each. The bundled model never saw the last three.
+SPLITS: dict[str, Camera] = {
+    **STYLES,
+    "lecture": Camera(
+        pan=(0, 0),
+        shake=(0, 0),
+        zoom=(0, 0),
+        object_speed=(0, 0.05),
+        still_objects=0.85,
+        flicker=(0, 0),
+        noise=(0, 1),
+        pole=0.0,
+        shot_seconds=(15, 45),
+    ),
+    "talking_head": Camera(
+        pan=(0, 0),
+        shake=(0, 0),
+        zoom=(0, 0),
+        object_speed=(0, 0.05),
+        still_objects=0.8,
+        flicker=(0.02, 0.05),
+        noise=(0, 3),
+        pole=0.0,
+        shot_seconds=(15, 45),
+        figure=True,
+    ),
+    "cuts": Camera(
+        pan=(0, 0.12),
+        shake=(0, 0.01),
+        zoom=(0, 0.05),
+        object_speed=(0.02, 0.2),
+        still_objects=0.3,
+        flicker=(0.1, 0.1),
+        pole=0.1,
+        shot_seconds=(1, 4),
+        turn=np.pi,
     ),
 }
 
@@ -161,28 +207,56 @@ class Shot:
     light: tuple[float, float, float]  # depth, rate, phase of the brightness change
     noise: float
     pole: tuple[float, float] | None  # x and width of a foreground post that occludes
+    turn: float  # angle by which the objects' places are turned around the picture's centre
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A speaker's head and shoulders behind the objects: no caption names it, and it never rests."""
+
+    x: float  # relative to the picture's centre
+    size: float  # 1: the head is 0.4 frame heights high
+    skin: tuple[float, float, float]
+    hair: tuple[float, float, float]
+    shirt: tuple[float, float, float]
+    sway: tuple[float, float, float]  # amplitude in frame heights, rate (Hz), phase
+    nod: tuple[float, float, float]
+    speech: float  # how often the mouth opens, Hz
 
 
 def _uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return float(rng.uniform(*bounds))
 
 
-def draw_shots(rng: np.random.Generator, seconds: float, camera: Camera) -> list[Shot]:
+def _draw_bounds(rng: np.random.Generator, seconds: float, camera: Camera) -> list[float]:
     bounds = [0.0]
+    if camera.shot_seconds is not None:
+        low, high = camera.shot_seconds
+        while (left := seconds - bounds[-1]) > high:  # leaves the last shot at least `low`
+            bounds.append(bounds[-1] + _uniform(rng, (low, min(high, left - low))))
+        return [*bounds, seconds]
     while seconds - bounds[-1] > 30 or (seconds - bounds[-1] > 16 and rng.random() < 0.7):
         bounds.append(min(bounds[-1] + float(rng.uniform(8, 22)), seconds - 6))
-    bounds.append(seconds)
+    return [*bounds, seconds]
+
+
+def draw_shots(rng: np.random.Generator, seconds: float, camera: Camera) -> list[Shot]:
+    bounds = _draw_bounds(rng, seconds, camera)
     backgrounds = rng.permutation(len(BACKGROUNDS))
+    places: dict[str, np.ndarray] = {}
     shots = []
     for index, (start, end) in enumerate(pairwise(bounds)):
         word = BACKGROUNDS[backgrounds[index % len(BACKGROUNDS)]]
         speed, heading = _uniform(rng, camera.pan), _uniform(rng, (0, 2 * np.pi))
+        # Cut fast, a film comes back to its places; hundreds of textures would also fill the memory.
+        if camera.shot_seconds is None or word not in places:
+            places[word] = texture(rng, word)
         shots.append(
             Shot(
                 start=start,
                 end=end,
                 background=word,
-                texture=texture(rng, word),
+                texture=places[word],
                 origin=(_uniform(rng, (0, 2)), _uniform(rng, (0, 2))),
                 velocity=(speed * np.cos(heading), 0.5 * speed * np.sin(heading)),
                 shake=_uniform(rng, camera.shake),
@@ -193,15 +267,31 @@ def draw_shots(rng: np.random.Generator, seconds: float, camera: Camera) -> list
                     _uniform(rng, (0.3 * camera.flicker[1], camera.flicker[1])),
                     _uniform(rng, (0, 6.28)),
                 ),
-                noise=_uniform(rng, (0, 5)),
-                pole=_draw_pole(rng),
+                noise=_uniform(rng, camera.noise),
+                pole=_draw_pole(rng, camera.pole),
+                turn=_uniform(rng, (-camera.turn, camera.turn)) if camera.turn else 0.0,
             )
         )
     return shots
 
 
-def _draw_pole(rng: np.random.Generator) -> tuple[float, float] | None:
-    return (_uniform(rng, (-0.6, 0.5)), _uniform(rng, (0.04, 0.09))) if rng.random() < 0.25 else None
+def _draw_pole(rng: np.random.Generator, probability: float) -> tuple[float, float] | None:
+    return (_uniform(rng, (-0.6, 0.5)), _uniform(rng, (0.04, 0.09))) if rng.random() < probability else None
+
+
+def draw_figure(rng: np.random.Generator) -> Figure:
+    light = _uniform(rng, (0.45, 1.0))
+    shirt = _uniform(rng, (70, 150))
+    return Figure(
+        x=_uniform(rng, (-0.3, 0.3)),
+        size=_uniform(rng, (0.9, 1.2)),
+        skin=(225 * light, 180 * light, 150 * light),
+        hair=(70 * light, 52 * light, 40 * light),
+        shirt=(shirt, shirt + _uniform(rng, (-15, 15)), shirt + _uniform(rng, (-15, 15))),
+        sway=(_uniform(rng, (0.03, 0.07)), _uniform(rng, (0.2, 0.5)), _uniform(rng, (0, 6.28))),
+        nod=(_uniform(rng, (0.01, 0.03)), _uniform(rng, (0.4, 1.0)), _uniform(rng, (0, 6.28))),
+        speech=_uniform(rng, (2, 4)),
+    )
 
 
 def _draw_entity(rng: np.random.Generator, combinations: Combinations) -> Entity:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from everyframe.synthetic.pictures import TEXTURE_SPAN, distance, lerp, pattern_share
+from everyframe.synthetic.pictures import TEXTURE_SPAN, distance, lerp, paint_oval, pattern_share
 from everyframe.synthetic.scene import (
     COLOURS,
+    SPLITS,
     STYLES,
     Actor,
     Combinations,
     Entity,
     Event,
+    Figure,
     Shot,
     Style,
     draw_actors,
+    draw_figure,
     draw_shots,
     query_for,
 )
@@ -26,9 +29,9 @@ from everyframe.synthetic.scene import (
 class SyntheticVideo:
     """One procedural video: known content at every time, frames on demand, files through a real codec.
 
-    seed: everything follows from it. seconds: length. style: how camera and objects move (drawn from the
-    seed when None). combinations: "seen" and "unseen" restrict objects to the (colour, pattern, shape)
-    triples that the bundled model's training did / did not show.
+    seed: everything follows from it. seconds: length. style: how camera and objects move, a key of SPLITS
+    (drawn from the seed among the four STYLES when None). combinations: "seen" and "unseen" restrict objects
+    to the (colour, pattern, shape) triples that the bundled model's training did / did not show.
     """
 
     def __init__(
@@ -45,20 +48,21 @@ class SyntheticVideo:
             raise ValueError(f"seconds and fps must be finite and > 0, got {seconds} and {fps}")
         if min(size) < 1:
             raise ValueError(f"size must be (width, height) in pixels, got {size}")
-        if style is not None and style not in STYLES:
-            raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
+        if style is not None and style not in SPLITS:
+            raise ValueError(f"style must be one of {', '.join(SPLITS)}, got {style!r}")
         if combinations not in ("seen", "unseen", "any"):
             raise ValueError(f"combinations must be seen, unseen or any, got {combinations!r}")
         self.seed, self.seconds, self.fps = seed, float(seconds), float(fps)
         self.width, self.height = size
         rng = np.random.default_rng([seed, 7])
         self.style: str = style or str(rng.choice(list(STYLES)))
-        camera = STYLES[self.style]
+        camera = SPLITS[self.style]
         self._shots = draw_shots(rng, self.seconds, camera)
         self._actors = draw_actors(rng, self.seconds, camera, combinations)
         # Drawing Gaussian noise per frame would cost more than the picture; slices of one bank look alike.
         self._noise = rng.standard_normal(3 * self.width * self.height + 65536).astype(np.float32)
         self.events = [Event(query_for(rng, actor), actor.start, actor.end, actor.entity) for actor in self._actors]
+        self._figure = draw_figure(rng) if camera.figure else None
 
     @property
     def name(self) -> str:
@@ -85,6 +89,8 @@ class SyntheticVideo:
         """The picture at `t` seconds: uint8 [H, W, 3] RGB."""
         shot = self._shot(t)
         picture = self._background(shot, t)
+        if self._figure is not None:
+            self._draw_figure(picture, self._figure, t)
         for actor in sorted(self._actors, key=lambda actor: actor.depth):
             if actor.start <= t < actor.end:
                 self._draw(picture, actor, shot, t)
@@ -150,6 +156,9 @@ class SyntheticVideo:
         if radius < 1:
             return
         x, y = actor.position(t)
+        if shot.turn:
+            cos, sin = np.cos(shot.turn), np.sin(shot.turn)
+            x, y = cos * x - sin * y, sin * x + cos * y
         dx, dy = self._jitter(shot, t)
         centre_x = self.width / 2 + (x * zoom + dx) * self.height
         centre_y = self.height / 2 + (y * zoom + dy) * self.height
@@ -168,6 +177,29 @@ class SyntheticVideo:
         share = pattern_share(actor.entity.pattern, u, v)[..., None]
         region = picture[y0:y1, x0:x1]
         region += alpha.astype(np.float32) * (main + share.astype(np.float32) * (other - main) - region)
+
+    def _draw_figure(self, picture: np.ndarray, figure: Figure, t: float) -> None:
+        sway, nod = (depth * np.sin(2 * np.pi * rate * t + phase) for depth, rate, phase in (figure.sway, figure.nod))
+        unit = figure.size * self.height  # pixels; all lengths below are in units, from the resting chin
+        chin = self.width / 2 + figure.x * self.height, 0.62 * self.height
+        y = ((np.arange(self.height) + 0.5 - chin[1]) / unit)[:, None]
+        x = ((np.arange(self.width) + 0.5 - chin[0]) / unit)[None, :]
+        lean = 0.6 * sway  # the shoulders move less than the head
+        # A plain shirt would change at its edges only; the squares are wider than a patch, which would average them.
+        squares = np.clip(
+            2 * np.sin(2 * np.pi * (x - lean) / 0.2) + 2 * np.sin(2 * np.pi * (y - 0.3 * nod) / 0.2), -1, 1
+        )
+        mouth = 0.006 + 0.03 * abs(np.sin(np.pi * figure.speech * t))
+        for right, down, wide, high, colour in (
+            (lean, 0.45, 0.4, 0.4, np.array(figure.shirt) + 28 * squares[..., None]),
+            (sway, nod - 0.2, 0.165, 0.22, figure.hair),
+            (sway, nod - 0.15, 0.135, 0.175, figure.skin),
+            (sway - 0.055, nod - 0.18, 0.018, 0.014, figure.hair),
+            (sway + 0.055, nod - 0.18, 0.018, 0.014, figure.hair),
+            (sway, nod - 0.06, 0.045, mouth, (96, 40, 40)),
+        ):
+            centre = chin[0] + right * unit, chin[1] + down * unit
+            paint_oval(picture, centre, (wide * unit, high * unit), np.asarray(colour, np.float32))
 
 
 def moving_share(frames: np.ndarray, *, size: int = 224, patch: int = 16, levels: float = 8.0) -> float:
