@@ -52,6 +52,7 @@ PUBLIC = [
     "Moment",
     "ResidualTokenizer",
     "ResidualViT",
+    "ReuseEncoder",
     "VideoError",
     "VideoFeatures",
     "encode_video",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from everyframe.backbone import Model, ModelError, load
     from everyframe.cost import Cost, flops
-    from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT
+    from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT, ReuseEncoder
     from everyframe.feature_files import FeaturesError
     from everyframe.features import VideoFeatures
     from everyframe.pipeline import encode_video
@@ -28,6 +28,7 @@ _HOMES = {
     "Moment": "spans",
     "ResidualTokenizer": "encoders",
     "ResidualViT": "encoders",
+    "ReuseEncoder": "encoders",
     "VideoError": "video",
     "VideoFeatures": "features",
     "encode_video": "pipeline",
@@ -48,6 +49,7 @@ __all__ = [
     "Moment",
     "ResidualTokenizer",
     "ResidualViT",
+    "ReuseEncoder",
     "VideoError",
     "VideoFeatures",
     "encode_video",

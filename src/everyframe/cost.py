@@ -63,14 +63,20 @@ def flops(encoder: Countable, frames: int | None = None, *, rule: Rule = "paper"
     return Cost(frames=count, per_frame=total / count, total=total, by_part=by_part, rule=rule)
 
 
-def frame_macs(config: VisionConfig, rule: Rule, *, patches: float, tokens: float) -> dict[str, float]:
-    """Multiply-accumulates of one frame by part, when `patches` are embedded and `tokens` go through the blocks."""
+def frame_macs(
+    config: VisionConfig, rule: Rule, *, patches: float, tokens: float, keys: float | None = None
+) -> dict[str, float]:
+    """Multiply-accumulates of one frame by part, when `patches` are embedded and `tokens` go through the blocks.
+
+    keys: how many tokens attention looks at, where that is more than those that are computed.
+    """
+    keys = tokens if keys is None else keys
     width, hidden = config.width, config.mlp_width
     mlp = (3 if config.gated_mlp else 2) * width * hidden
     head, pooling = 0.0, 0.0
     if config.pooling == "attention":
         head = 2 * width**2 * (tokens + 1) + mlp
-        pooling = 2 * tokens * width
+        pooling = 2 * keys * width
     if config.projection:
         head += width * config.dim
     parts = {
@@ -79,7 +85,7 @@ def frame_macs(config: VisionConfig, rule: Rule, *, patches: float, tokens: floa
         "head": float(head),
     }
     if rule == "all":
-        parts["attention"] = float(config.depth * 2 * tokens**2 * width + pooling)
+        parts["attention"] = float(config.depth * 2 * tokens * keys * width + pooling)
     return parts
 
 

@@ -149,7 +149,11 @@ class Block(nn.Module):
 
     def output(self, attended: Tensor) -> Tensor:
         """Attention output [B, h, n, d] -> what is added to the tokens, [B, n, W]."""
-        out = self.proj(attended.transpose(1, 2).flatten(2))
+        return self.project(attended.transpose(1, 2).flatten(2))
+
+    def project(self, merged: Tensor) -> Tensor:
+        """The same with the heads already side by side: [..., W] -> [..., W]."""
+        out = self.proj(merged)
         return out if self.scale1 is None else out * self.scale1
 
     def attend(self, x: Tensor, *, causal: bool = False, bias: Tensor | None = None) -> Tensor:
@@ -190,10 +194,14 @@ class AttentionPool(nn.Module):
         """Normalised tokens [B, n, W] -> [B, W]; `bias` broadcasts to [B, h, 1, n] and is added to the
         logits.
         """
-        batch, count, width = x.shape
-        size = width // self.heads
+        return self.look(self.keys_values(x), bias)
+
+    def look(self, pairs: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The same from the keys and values side by side, [B, n, 2 W], which may come from different passes."""
+        batch, count, double = pairs.shape
+        size = double // 2 // self.heads
         query = self.query(self.probe).view(1, self.heads, 1, size).expand(batch, -1, -1, -1)
-        keys, values = self.keys_values(x).view(batch, count, 2, self.heads, size).permute(2, 0, 3, 1, 4)
+        keys, values = pairs.view(batch, count, 2, self.heads, size).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
         pooled = self.proj(attended.transpose(1, 2).flatten(1))
         return pooled + self.mlp(self.norm(pooled))

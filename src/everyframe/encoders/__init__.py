@@ -7,7 +7,10 @@ from torch import Tensor
 from everyframe.backbone import Model
 from everyframe.cost import Rule
 from everyframe.encoders.dense import DenseEncoder
+from everyframe.encoders.plan import Plan
+from everyframe.encoders.planner import Planner
 from everyframe.encoders.residual import ResidualViT
+from everyframe.encoders.reuse import ReuseEncoder
 from everyframe.encoders.tokenizer import ResidualTokenizer
 
 
@@ -34,4 +37,4 @@ class Encoder(Protocol):
     def encode(self, pixels: Tensor, motion: Tensor | None = None, *, first_frame: int = 0) -> Tensor: ...
 
 
-__all__ = ["DenseEncoder", "Encoder", "ResidualTokenizer", "ResidualViT"]
+__all__ = ["DenseEncoder", "Encoder", "Plan", "Planner", "ResidualTokenizer", "ResidualViT", "ReuseEncoder"]

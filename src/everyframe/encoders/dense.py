@@ -90,3 +90,12 @@ def check_frames(pixels: Tensor, model: Model) -> None:
         )
     if not pixels.is_floating_point():
         raise ValueError(f"pixels must be floating point, got {pixels.dtype}; use model.preprocess(frames)")
+
+
+def check_motion(motion: Tensor | None, pixels: Tensor) -> None:
+    """Raise TypeError or ValueError unless `motion` is None or one map [S, S] per frame."""
+    if motion is not None and not isinstance(motion, Tensor):
+        raise TypeError(f"motion must be a tensor [T, S, S], got {type(motion).__name__}; use torch.from_numpy")
+    if motion is not None and motion.shape != (len(pixels), *pixels.shape[2:]):
+        wanted = [len(pixels), *pixels.shape[2:]]
+        raise ValueError(f"motion must be {wanted}, one map per frame, got {list(motion.shape)}")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from everyframe.backbone import Model, resize_positions, unfold_patches
 from everyframe.cost import Rule, add_macs, frame_macs
-from everyframe.encoders.dense import check_frames, check_model, encode_full, full_frame_macs
+from everyframe.encoders.dense import check_frames, check_model, check_motion, encode_full, full_frame_macs
 from everyframe.encoders.plan import check_interleave, fixed_roles
 from everyframe.encoders.tokenizer import ResidualTokenizer, resolve_tokenizer
 from everyframe.tokens.drop import (
@@ -143,11 +143,7 @@ class ResidualViT:
         Raises ValueError for other shapes.
         """
         check_frames(pixels, self.model)
-        if motion is not None and not isinstance(motion, Tensor):
-            raise TypeError(f"motion must be a tensor [T, S, S], got {type(motion).__name__}; use torch.from_numpy")
-        if motion is not None and motion.shape != (len(pixels), *pixels.shape[2:]):
-            wanted = [len(pixels), *pixels.shape[2:]]
-            raise ValueError(f"motion must be {wanted}, one map per frame, got {list(motion.shape)}")
+        check_motion(motion, pixels)
         if first_frame % self.group_size:
             raise ValueError(f"first_frame must be a multiple of {self.group_size}, got {first_frame}")
         features = torch.empty(len(pixels), self.dim, device=self.model.device)

@@ -1,0 +1,165 @@
+"""One pass of the transformer over many frames of which some only refresh the tokens that changed.
+
+T frames, G groups (an I-frame and the P-frames after it), L tokens of a full frame (prefix and P patches), n_t
+tokens that frame t computes, M the sum of them, W width of the transformer, D width of the joint space.
+
+A P-frame computes its prefix (CLS, registers) and its refreshed patches; they attend to the keys and values of
+*all* L tokens. Those of the other patches are what they were when last computed, in an earlier P-frame or in the
+I-frame. Later frames see the refreshed ones.
+
+The pass goes layer by layer over all frames at once. Nothing in a layer asks for more than that layer's keys and
+values, so the linear layers see one matrix [M, W] whatever the frames' counts (no padding), and the state is one
+layer's: the rows of the I-frames in the `qkv` product, into which each P-frame's rows are written before it attends
+and the next P-frame of its group follows. Nothing is concatenated or copied per frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from everyframe.backbone import Block, Model, VisionTransformer
+from everyframe.encoders.plan import Plan
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The k-th P-frames of the first `groups` groups: their rows, where in the state they go, how they are padded."""
+
+    first: int
+    last: int
+    slots: Tensor  # int64 [last - first], rows of the state [G * L]
+    groups: int
+    longest: int
+    padded: Tensor | None  # int64 [last - first], rows of [groups * longest]; None where no padding is needed
+
+
+class _Layout:
+    """Which row of [M, W] is what. Groups are sorted by length, so that those still going are always the first."""
+
+    def __init__(self, plan: Plan, vision: VisionTransformer, device: torch.device) -> None:
+        prefix, tokens = vision.num_prefix, vision.num_prefix + vision.num_patches
+        groups = sorted(plan.groups(), key=lambda group: -len(group))
+        self.full = [group[0] for group in groups]
+        self.reduced: list[int] = []
+        self.steps: list[_Step] = []
+        starts = plan.offsets
+        row = len(groups) * tokens
+        first_rows, prefix_rows, patch_rows, patches = list(range(0, row, tokens)), [], [], []
+        for k in range(1, max(map(len, groups), default=1)):
+            frames = [group[k] for group in groups if len(group) > k]
+            counts = [prefix + int(starts[frame + 1] - starts[frame]) for frame in frames]
+            longest, begin = max(counts), row
+            slots, padded = [], []
+            for place, (frame, count) in enumerate(zip(frames, counts, strict=True)):
+                chosen = plan.indices[starts[frame] : starts[frame + 1]]
+                slots += [torch.arange(prefix) + place * tokens, chosen + prefix + place * tokens]
+                padded.append(torch.arange(count) + place * longest)
+                prefix_rows.append(torch.arange(prefix) + row)
+                patch_rows.append(torch.arange(prefix, count) + row)
+                patches.append(chosen)
+                first_rows.append(row)
+                row += count
+            uneven = min(counts) < longest
+            self.steps.append(
+                _Step(
+                    begin,
+                    row,
+                    torch.cat(slots).to(device),
+                    len(frames),
+                    longest,
+                    torch.cat(padded).to(device) if uneven else None,
+                )
+            )
+            self.reduced += frames
+        self.rows = row
+        self.first_rows = torch.tensor(first_rows, device=device)
+        self.patch_counts = [len(chosen) for chosen in patches]
+        none = [torch.empty(0, dtype=torch.int64)]
+        self.prefix_rows = torch.cat(none + prefix_rows).to(device)
+        self.patch_rows = torch.cat(none + patch_rows).to(device)
+        self.patches = torch.cat(none + patches)
+
+
+def packed_features(model: Model, pixels: Tensor, plan: Plan) -> Tensor:
+    """Preprocessed frames [T, 3, S, S] and their plan -> float32 [T, D], unit rows; all of it in one pass.
+
+    Frame 0 must be an I-frame. A frame with role C gets the feature of the frame before it.
+    """
+    vision = model.vision
+    layout = _Layout(plan, vision, model.device)
+    x = _embed(model, pixels, layout)
+    tokens, groups = vision.num_prefix + vision.num_patches, len(layout.full)
+    for block in cast("list[Block]", vision.blocks):
+        x = x + _attend(block, x, layout, groups, tokens)
+        x = x + block.feed(x)
+    computed = F.normalize(_pool(vision, x, layout, groups, tokens).float(), dim=1)
+    order = torch.tensor(layout.full + layout.reduced, device=model.device)
+    row_of = torch.empty(len(plan.roles), dtype=torch.int64, device=model.device)
+    row_of[order] = torch.arange(len(order), device=model.device)
+    sources = torch.tensor(plan.sources, device=model.device)
+    return computed[row_of[sources]]
+
+
+def _embed(model: Model, pixels: Tensor, layout: _Layout) -> Tensor:
+    """Tokens before the first block, packed: [M, W]."""
+    vision = model.vision
+    full = vision.embed(vision.patchify(pixels[layout.full]).to(model.device, model.dtype))
+    if vision.num_prefix:
+        full = torch.cat((vision.prefix(len(full)), full), dim=1)
+    x = full.new_empty(layout.rows, full.shape[2])
+    x[: full.shape[0] * full.shape[1]] = full.flatten(0, 1)
+    if layout.reduced:
+        cut = vision.patchify(pixels[layout.reduced])
+        frames = torch.repeat_interleave(torch.arange(len(cut)), torch.tensor(layout.patch_counts))
+        chosen = cut[frames, layout.patches].to(model.device, model.dtype)
+        x[layout.patch_rows] = vision.embed(chosen, layout.patches.to(model.device))
+        x[layout.prefix_rows] = vision.prefix(len(layout.reduced)).flatten(0, 1)
+    return vision.pre(x)
+
+
+def _attend(block: Block, x: Tensor, layout: _Layout, groups: int, tokens: int) -> Tensor:
+    """The attention branch of one block on packed tokens: [M, W] -> [M, W]."""
+    width, heads = x.shape[1], block.heads
+    qkv = block.qkv(block.norm1(x))
+    attended = torch.empty_like(x)
+    state = qkv[: groups * tokens]
+    queries, keys, values = (_heads(part, groups, heads) for part in state.split(width, dim=1))
+    whole = F.scaled_dot_product_attention(queries, keys, values)
+    attended[: groups * tokens] = whole.transpose(1, 2).reshape(-1, width)
+    for step in layout.steps:
+        rows = qkv[step.first : step.last]
+        state[:, width:].index_copy_(0, step.slots, rows[:, width:])
+        wide = rows[:, :width]
+        if step.padded is not None:
+            wide = rows.new_zeros(step.groups * step.longest, width).index_copy_(0, step.padded, wide)
+        out = F.scaled_dot_product_attention(
+            _heads(wide, step.groups, heads), keys[: step.groups], values[: step.groups]
+        )
+        out = out.transpose(1, 2).reshape(-1, width)
+        attended[step.first : step.last] = out if step.padded is None else out[step.padded]
+    return block.project(attended)
+
+
+def _pool(vision: VisionTransformer, x: Tensor, layout: _Layout, groups: int, tokens: int) -> Tensor:
+    """Features [G + P-frames, D] in the order of `layout.full + layout.reduced`."""
+    if vision.head is None:
+        return vision.pool(x[layout.first_rows, None])
+    # Attention pooling looks at every token, so it has a state of its own.
+    pairs = vision.head.keys_values(vision.norm_post(x))
+    state = pairs[: groups * tokens]
+    pooled = [vision.head.look(state.view(groups, tokens, -1))]
+    for step in layout.steps:
+        state.index_copy_(0, step.slots, pairs[step.first : step.last])
+        pooled.append(vision.head.look(state[: step.groups * tokens].view(step.groups, tokens, -1)))
+    features = torch.cat(pooled)
+    return features if vision.projection is None else vision.projection(features)
+
+
+def _heads(rows: Tensor, batch: int, heads: int) -> Tensor:
+    """Rows [batch * n, W] -> a view [batch, h, n, d]."""
+    return rows.view(batch, -1, heads, rows.shape[1] // heads).transpose(1, 2)

@@ -1,0 +1,195 @@
+"""ReuseEncoder: P-frames compute what changed and reuse the keys and values of what did not.
+
+Not from a paper. ResidualViT's P-frames see their few kept patches and one token that stands for the I-frame. Here
+they see the I-frame itself: in every layer the patches that a P-frame does not refresh keep the keys and values of
+when they were last computed (`packed.py`). The cost in linear layers is that of dropping, nothing is learned.
+
+T frames, P patches, n patches refreshed in a P-frame, L tokens of a full frame, W width of the transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everyframe.backbone import Model
+from everyframe.cost import Rule, add_macs, frame_macs
+from everyframe.encoders.dense import check_frames, check_model, check_motion, full_frame_macs
+from everyframe.encoders.packed import packed_features
+from everyframe.encoders.plan import Plan, check_interleave, fixed_roles
+from everyframe.encoders.planner import LONGEST_GROUP, Planner, Policy
+from everyframe.tokens.drop import SELECTIONS, num_kept
+
+SELECT = ("change", *SELECTIONS)
+TOLERANCE = 1.0
+
+
+class ReuseEncoder:
+    """Interleaved encoding in which P-frames refresh a share 1 - `drop` of the tokens and reuse the rest.
+
+    select: which patches are refreshed: "change" (whose content differs most from what it was when last refreshed),
+        "motion" (most motion since then, by the codec or luma), "residual" (the same with differences of frames),
+        "center", "uniform" or "random".
+    plan: "fixed" (`interleave` P-frames after each I-frame), "cuts" (the same, but a shot begins with an I-frame),
+        or "adaptive": I-frames where what was left out adds up to `tolerance`, P-frames refresh what changed, at
+        most a share 1 - `drop`, and frames in which nothing did are copied. `interleave` has no meaning then.
+    tolerance: for "adaptive"; less is closer to dense and dearer, see `planner.py`.
+    seed: decides "random" and the order of equal scores; a frame's choice also depends on its number in the
+        video, never on batching.
+    batch_size: full frames' worth of tokens per forward pass, and at least one group.
+    """
+
+    name = "reuse"
+
+    def __init__(
+        self,
+        model: Model,
+        interleave: int = 5,
+        drop: float = 0.85,
+        select: str = "change",
+        *,
+        plan: str = "fixed",
+        tolerance: float = TOLERANCE,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> None:
+        if select not in SELECT:
+            raise ValueError(f"select must be one of {', '.join(SELECT)}, got {select!r}")
+        check_model(model, batch_size)
+        self.model = model
+        self.interleave = check_interleave(interleave)
+        self.drop = float(drop)
+        self.num_kept = num_kept(model.vision.num_patches, self.drop)
+        self.select = select
+        self.plan = plan
+        self.seed = seed
+        self.batch_size = batch_size
+        self.policy = Policy(
+            plan=plan,
+            interleave=self.interleave,
+            select=select,
+            num_kept=self.num_kept,
+            tolerance=float(tolerance),
+            seed=seed,
+        )
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
+
+    @property
+    def group_size(self) -> int:
+        """Frames from one I-frame to the next, at most."""
+        return LONGEST_GROUP if self.plan == "adaptive" else self.interleave + 1
+
+    @property
+    def needs_motion(self) -> bool:
+        """Does planning use motion maps with these settings?"""
+        return self.select == "motion" and self.interleave > 0 and self.num_kept < self.model.vision.num_patches
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the features, for provenance."""
+        return {"encoder": self.name, "drop": self.drop, **self.policy.settings}
+
+    def planner(self, first_frame: int = 0) -> Planner:
+        """A planner for one video (or for its part from `first_frame` on, an I-frame)."""
+        return Planner(self.model.vision, self.policy, first_frame)
+
+    def roles(self, num_frames: int) -> str:
+        """ "IPPPPP..." for that many frames. Raises ValueError where the plan depends on the video."""
+        self._needs_fixed("its roles")
+        return fixed_roles(num_frames, self.interleave)
+
+    def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
+        """Multiply-accumulates of that many frames by part. Raises ValueError where they depend on the video."""
+        self._needs_fixed("its cost")
+        return self._macs(*_tally(fixed_roles(num_frames, self.interleave)), rule)
+
+    def plan_macs(self, plan: Plan, rule: Rule) -> dict[str, float]:
+        """Multiply-accumulates of the frames of a plan by part."""
+        full = plan.roles.count("I")
+        return self._macs(full, plan.roles.count("P"), rule, float(plan.counts.sum()))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the keys and values of one group take, of one layer: the state is never more than one layer's."""
+        vision = self.model.vision
+        tokens = vision.num_prefix + vision.num_patches
+        return 2 * tokens * vision.config.width * self.model.dtype.itemsize
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, motion: Tensor | None = None, *, first_frame: int = 0) -> Tensor:
+        """Preprocessed frames [T, 3, S, S] -> float32 [T, dim], L2-normalised. Frame 0 is an I-frame.
+
+        motion: magnitude of motion since the sampled frame before, [T, S, S] or None. With select="motion" and
+            no maps, the absolute difference to the frame before takes their place, as it does for videos whose
+            codec stores no motion.
+        first_frame: number of `pixels[0]` in its video; it only enters the seeds.
+        Raises ValueError for other shapes.
+        """
+        check_frames(pixels, self.model)
+        check_motion(motion, pixels)
+        return self.encode_planned(pixels, self.planner(first_frame).add(pixels, motion))
+
+    @torch.no_grad()
+    def encode_planned(self, pixels: Tensor, plan: Plan) -> Tensor:
+        """The same for a plan that is known already, which must begin with an I-frame."""
+        check_frames(pixels, self.model)
+        if len(plan.roles) != len(pixels):
+            raise ValueError(f"the plan is for {len(plan.roles)} frames, but there are {len(pixels)}")
+        parts = [
+            packed_features(self.model, pixels[first:last], plan[first:last]) for first, last in self._passes(plan)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.model.device)
+
+    def _passes(self, plan: Plan) -> Iterator[tuple[int, int]]:
+        """Ranges of frames, whole groups, with about `batch_size` full frames' worth of tokens each."""
+        vision = self.model.vision
+        most = self.batch_size * (vision.num_prefix + vision.num_patches)
+        first = tokens = 0
+        starts = [frame for frame, role in enumerate(plan.roles) if role == "I"] + [len(plan.roles)]
+        for begin, end in pairwise(starts):
+            more = self._tokens(plan, begin, end)
+            if begin > first and tokens + more > most:
+                yield first, begin
+                first, tokens = begin, 0
+            tokens += more
+        if first < len(plan.roles):
+            yield first, len(plan.roles)
+
+    def _tokens(self, plan: Plan, begin: int, end: int) -> int:
+        vision, roles = self.model.vision, plan.roles[begin:end]
+        computed = len(roles) - roles.count("C")
+        refreshed = plan.offsets[end] - plan.offsets[begin]
+        return computed * vision.num_prefix + roles.count("I") * vision.num_patches + refreshed
+
+    def _macs(self, full: int, reduced: int, rule: Rule, refreshed: float | None = None) -> dict[str, float]:
+        vision = self.model.vision
+        if refreshed is None:
+            exact = rule == "all"
+            refreshed = reduced * (self.num_kept if exact else vision.num_patches * (1 - self.drop))
+        tokens = vision.num_prefix + vision.num_patches
+        parts = frame_macs(
+            vision.config,
+            rule,
+            patches=refreshed / max(reduced, 1),
+            tokens=vision.num_prefix + refreshed / max(reduced, 1),
+            keys=tokens,
+        )
+        return add_macs((full, full_frame_macs(self.model, rule)), (reduced, parts))
+
+    def _needs_fixed(self, what: str) -> None:
+        if self.plan != "fixed":
+            raise ValueError(
+                f"with plan={self.plan!r} {what} depends on the video; everyframe plan VIDEO shows it, "
+                "and encoder.planner().add(pixels) gives the plan"
+            )
+
+
+def _tally(roles: str) -> tuple[int, int]:
+    return roles.count("I"), roles.count("P")
