@@ -8,7 +8,6 @@ for a few numbers per frame, with how many there are.
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from everyframe.audit.advice import Inputs, advise
 from everyframe.audit.pictures import draw_worst
 from everyframe.audit.queries import PER_VIDEO, Queries, Query, compare
 from everyframe.audit.result import Answer, Audit, Setting, Tally, VideoAudit, WindowSpan, WorstFrame, next_to_default
-from everyframe.audit.windows import video_windows
+from everyframe.audit.windows import distinct_sources, video_windows
 from everyframe.backbone import Model
 from everyframe.cost import flops
 from everyframe.encoders import DenseEncoder, Encoder, ResidualViT
@@ -31,9 +30,9 @@ from everyframe.encoders.baselines import copy_features, fidelity, interpolate_f
 from everyframe.encoders.plan import fixed_roles
 from everyframe.encoders.tokenizer import shipped_tokenizer
 from everyframe.features import VideoFeatures
-from everyframe.pipeline import Sampling, Window, is_address, read_window
+from everyframe.pipeline import Sampling, Window, read_window
 from everyframe.tokens.drop import SELECTIONS
-from everyframe.video import VideoError, find_videos
+from everyframe.video import VideoError
 
 if TYPE_CHECKING:
     from everyframe.encoders import ResidualTokenizer
@@ -85,7 +84,7 @@ def audit_videos(
     encoders = _encoders(model, interleaves, selects, drop, residual, full_grid, batch_size)
     asked = Queries(model, queries)
     missing: list[VideoError] = []
-    sources = _sources(given, missing)
+    sources = distinct_sources(given, missing)
     failures = [str(error) for error in missing]
     for failure in failures:
         progress(f"failed: {failure}")
@@ -166,16 +165,6 @@ def _encoders(
                     setting = Setting("interleaved", interleave, select, token is not None)
                     encoders[setting] = ResidualViT(model, interleave, drop, select, token, batch_size=batch_size)
     return encoders
-
-
-def _sources(given: Sequence[str | Path], missing: list[VideoError]) -> list[str]:
-    """Every video once, as it was first named."""
-    found: dict[str, str] = {}
-    for path in given:
-        videos = [path] if is_address(path) else find_videos([path], failures=missing)
-        for video in videos:
-            found.setdefault(str(video) if is_address(video) else os.path.abspath(video), str(video))
-    return list(found.values())
 
 
 def _notes(model: Model, asked: Queries, has_token: bool, residual: str | Path | ResidualTokenizer | None) -> list[str]:

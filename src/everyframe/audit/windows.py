@@ -1,10 +1,14 @@
-"""Which parts of a video are looked at."""
+"""Which videos are looked at, and which parts of them."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
-from everyframe.video import sample_frames
+from everyframe.pipeline import is_address
+from everyframe.video import VideoError, find_videos, sample_frames
 
 _SECONDS = 20.0  # of a window, where a video is longer than its sample: several events fit, several windows too
 _FRAMES = 240  # in a window at most, so that its pixels stay below 150 MB at 224 x 224
@@ -34,3 +38,13 @@ def video_windows(source: str, sample_seconds: float, fps: float) -> list[tuple[
     """`spread` over a file, address or folder of images. Raises VideoError where it cannot be opened."""
     with sample_frames(source, fps) as sampled:  # not `probe`: a folder of images lasts as long as fps says
         return spread(sampled.info.duration_seconds, sample_seconds, fps)
+
+
+def distinct_sources(given: Sequence[str | Path], missing: list[VideoError]) -> list[str]:
+    """Every video once, as it was first named. given: as for `find_videos`, and addresses."""
+    found: dict[str, str] = {}
+    for path in given:
+        videos = [path] if is_address(path) else find_videos([path], failures=missing)
+        for video in videos:
+            found.setdefault(str(video) if is_address(video) else os.path.abspath(video), str(video))
+    return list(found.values())

@@ -20,6 +20,7 @@ _ROWS = 4  # rows of a cell that are read, at most
 _SHIFT = 3  # cells: the camera may move by 3/14 of a frame between two samples
 _FLOOR = 0.1  # contrasts below this, in normalised units, are noise
 _PAST = 3
+_UNKNOWN = 0.3  # the unrest that is assumed while there is no past: two frames cannot tell a pan from a cut
 _SLOPE = 0.66  # of a change of this size just before, this share is added to the threshold
 
 
@@ -61,7 +62,8 @@ class CutDetector:
         pictures = small if self._last is None else torch.cat((self._last, small))
         self._last, self._side = small[-1:].clone(), pixels.shape[-1]
         for frame, change in enumerate(changes(pictures), start=int(first)):
-            bar = self.threshold + _SLOPE * sum(self._past) / max(len(self._past), 1)
+            past = self._past or [_UNKNOWN]
+            bar = self.threshold + _SLOPE * sum(past) / len(past)
             cuts[frame] = change > bar
             self._past = [*self._past, change][-_PAST:]
         return cuts
