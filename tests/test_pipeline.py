@@ -18,6 +18,7 @@ import torch
 
 import everyframe as ef
 from everyframe import cli
+from everyframe.encoders import Plan
 from everyframe.pipeline import Sampling, encode_videos, forecast, output_paths, read_window
 from everyframe.video import VideoError, write_video
 
@@ -303,7 +304,7 @@ def test_cli_encode_search_ground_info_agree_with_the_library(model: ef.Model, c
         (["encode", "CLIPS", "--model", "bundled", "--interleave", "-1"], "interleave must be 0 or more"),
         (["encode", "CLIPS", "--model", "bundled", "--fps", "0"], "fps must be"),
         (["encode", "CLIPS", "--model", "bundled", "--format", "xml"], "--format must be one of"),
-        (["encode", "CLIPS", "--model", "bundled", "--encoder", "none"], "--encoder must be residual or dense"),
+        (["encode", "CLIPS", "--model", "bundled", "--encoder", "none"], "--encoder must be reuse, residual or dense"),
         (["encode", "CLIPS", "--model", "no/such/model"], "no/such/model"),
         (["encode", "CLIPS", "--model", "bundled", "--residual", "gone.safetensors"], "gone.safetensors"),
         (["encode", "EMPTY", "--model", "bundled"], "no video"),
@@ -413,8 +414,14 @@ def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> 
 def test_cli_flops_prints_table_1() -> None:
     rows = json.loads(everyframe("flops", "--json").stdout)
     published = [233.4, 35.7, 102.0, 102.6]  # ResidualViT, table 1, GFLOPs per second at 3 frames/s
-    for row, value in zip(rows, published, strict=True):
+    for row, value in zip(rows[:4], published, strict=True):
         assert row["per second, linear layers"] == pytest.approx(value, rel=0.01)
+    # In linear layers reusing costs what dropping does: of N + 1 frames one in full, the others in part.
+    for row, interleave in zip(rows[4:], (2, 5), strict=True):
+        assert row["encoder"].endswith(f"reuse N={interleave}")
+        assert row["per second, linear layers"] == pytest.approx(
+            (233.4 + interleave * 35.7) / (interleave + 1), rel=0.01
+        )
 
 
 def test_import_is_fast_and_lazy() -> None:
@@ -426,9 +433,7 @@ def test_encode_video_frees_its_thread_when_the_encoder_fails(model: ef.Model, c
     import threading
 
     class Broken(ef.DenseEncoder):
-        def encode(
-            self, pixels: torch.Tensor, motion: torch.Tensor | None = None, *, first_frame: int = 0
-        ) -> torch.Tensor:
+        def encode_planned(self, pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
             raise RuntimeError("the encoder broke")
 
     before = threading.active_count()

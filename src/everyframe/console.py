@@ -128,9 +128,12 @@ class StepProgress(_Bar):
 def show_forecast(forecast: Forecast) -> None:
     """What is to come, before it starts."""
     count = len(forecast.seconds)
+    cost = "the cost depends on what they show"
+    if forecast.macs is not None:
+        cost = f"{forecast.macs / 1e12:.3g} TFLOPs (multiply-accumulates)"
     say(
         f"{count} video{'s' if count != 1 else ''}, {clock(forecast.total_seconds)} of video: "
-        f"up to {forecast.num_frames} features, {forecast.macs / 1e12:.3g} TFLOPs (multiply-accumulates)",
+        f"up to {forecast.num_frames} features, {cost}",
         error=True,
     )
 
@@ -172,6 +175,20 @@ def show_facts(facts: dict[str, Any], as_json: bool) -> None:
         for key, item in nested.items():
             table.add_row(f"{name} {key}".strip(), str(item))
     _out.print(table)
+
+
+def show_rows(rows: dict[str, str]) -> None:
+    """Names and values, a line each; long values wrap beside their names."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    _out.print(table)
+
+
+def line_width() -> tuple[int, bool]:
+    """Characters in a line of standard output, and whether they must be ASCII."""
+    return _out.width, not _out.encoding.lower().startswith("utf")
 
 
 def show_moments(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:

@@ -48,7 +48,7 @@ def write_content(path: Path, header: dict[str, Any], times: NDArray[np.float64]
     encode, _ = _format_of(path)
     header = {"format": FORMAT, "version": FORMAT_VERSION, **header}
     header["sha256"] = _digest(header, times, embeddings)
-    _write_whole(encode(path, Content(header, times, embeddings)), path)
+    write_whole(encode(path, Content(header, times, embeddings)), path)
 
 
 def read_content(path: Path) -> Content:
@@ -86,8 +86,8 @@ def _digest(header: Mapping[str, Any], times: NDArray[Any], embeddings: NDArray[
     return digest.hexdigest()
 
 
-_File = tuple[Path, bytes | memoryview]
-_Encode = Callable[[Path, Content], list[_File]]
+WholeFile = tuple[Path, bytes | memoryview]
+_Encode = Callable[[Path, Content], list[WholeFile]]
 _Decode = Callable[[Path], Content]
 
 
@@ -111,7 +111,8 @@ def _foreign(path: Path) -> ForeignFileError:
     return ForeignFileError(f"{path} is not an everyframe features file")
 
 
-def _read(path: Path) -> bytes:
+def read_whole(path: Path) -> bytes:
+    """All bytes of a file. Raises FeaturesError."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -120,7 +121,7 @@ def _read(path: Path) -> bytes:
         raise FeaturesError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _write_whole(files: list[_File], path: Path) -> None:
+def write_whole(files: list[WholeFile], path: Path) -> None:
     """Write all files beside their final names, then move them in place in order; undo on any failure."""
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     parts = [(final.with_name(f".{final.name}.{token}.part"), final, data) for final, data in files]
@@ -147,7 +148,7 @@ def _write_whole(files: list[_File], path: Path) -> None:
         raise
 
 
-def _encode_npz(path: Path, content: Content) -> list[_File]:
+def _encode_npz(path: Path, content: Content) -> list[WholeFile]:
     buffer = io.BytesIO()
     metadata = np.array(json.dumps(content.header))
     np.savez(buffer, embeddings=content.embeddings, times=content.times, metadata=metadata)
@@ -155,9 +156,11 @@ def _encode_npz(path: Path, content: Content) -> list[_File]:
 
 
 def _decode_npz(path: Path) -> Content:
-    with np.load(io.BytesIO(_read(path)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(read_whole(path)), allow_pickle=False) as arrays:
         if "metadata" not in arrays:
             raise _foreign(path)
+        if "i_features" in arrays:
+            raise ForeignFileError(f"{path} is a recipe, not features; everyframe.pipeline.restore makes them from it")
         return Content(json.loads(str(arrays["metadata"])), arrays["times"], arrays["embeddings"])
 
 
@@ -166,7 +169,7 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _encode_npy(path: Path, content: Content) -> list[_File]:
+def _encode_npy(path: Path, content: Content) -> list[WholeFile]:
     buffer = io.BytesIO()
     np.save(buffer, content.embeddings, allow_pickle=False)
     text = json.dumps({**content.header, "times": content.times.tolist()})
@@ -174,17 +177,17 @@ def _encode_npy(path: Path, content: Content) -> list[_File]:
 
 
 def _decode_npy(path: Path) -> Content:
-    embeddings = np.load(io.BytesIO(_read(path)), allow_pickle=False)
+    embeddings = np.load(io.BytesIO(read_whole(path)), allow_pickle=False)
     side = _sidecar(path)
     if not side.exists():  # `save` writes it first: the array came from elsewhere, or was moved without it
         raise ForeignFileError(f"{side} does not exist; it holds the times of {path.name}: copy it along")
-    header = json.loads(_read(side))
+    header = json.loads(read_whole(side))
     return Content(header, np.asarray(header.pop("times"), dtype=np.float64), embeddings)
 
 
-def _encode_h5(path: Path, content: Content) -> list[_File]:
+def _encode_h5(path: Path, content: Content) -> list[WholeFile]:
     h5py = require("h5py", extra="h5")
-    # In memory first, so that a full disk is met in `_write_whole` and not inside the HDF5 library.
+    # In memory first, so that a full disk is met in `write_whole` and not inside the HDF5 library.
     with h5py.File(path.name, "w", driver="core", backing_store=False, libver="latest") as file:
         file["embeddings"] = content.embeddings
         file["times"] = content.times
@@ -195,14 +198,14 @@ def _encode_h5(path: Path, content: Content) -> list[_File]:
 
 def _decode_h5(path: Path) -> Content:
     h5py = require("h5py", extra="h5")
-    with h5py.File(io.BytesIO(_read(path)), "r") as file:
+    with h5py.File(io.BytesIO(read_whole(path)), "r") as file:
         if "metadata" not in file:
             raise _foreign(path)
         header = json.loads(file["metadata"][()])
         return Content(header, file["times"][()], file["embeddings"][()])
 
 
-def _encode_parquet(path: Path, content: Content) -> list[_File]:
+def _encode_parquet(path: Path, content: Content) -> list[WholeFile]:
     pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
     values = pa.array(content.embeddings.reshape(-1))
     columns = {
@@ -219,7 +222,7 @@ def _encode_parquet(path: Path, content: Content) -> list[_File]:
 
 def _decode_parquet(path: Path) -> Content:
     pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
-    table = parquet.read_table(pa.BufferReader(_read(path)))
+    table = parquet.read_table(pa.BufferReader(read_whole(path)))
     if b"everyframe" not in (table.schema.metadata or {}):
         raise _foreign(path)
     header = json.loads(table.schema.metadata[b"everyframe"])

@@ -13,12 +13,14 @@ import numpy as np
 
 from everyframe.backbone import skeleton
 from everyframe.cost import flops
-from everyframe.encoders import DenseEncoder, Encoder, ResidualTokenizer, ResidualViT
+from everyframe.encoders import DenseEncoder, Encoder, ResidualTokenizer, ResidualViT, ReuseEncoder
 from everyframe.extras import require
 from everyframe.features import VideoFeatures
 from everyframe.spans import Moment
 from everyframe.tasks.grounding import similarity, smoothed_similarity
 from everyframe.video import VideoError, sample_frames, write_image
+
+_REUSE_INTERLEAVE = 5  # ReuseEncoder's default
 
 
 def cost_table(
@@ -26,6 +28,7 @@ def cost_table(
 ) -> list[dict[str, str | float]]:
     """ResidualViT's Table 1 for any model: GFLOPs per frame and per second of video, both counting rules.
 
+    Below it ReuseEncoder with fixed plans, at the same interleave and at its own default of 5.
     model: a name in `backbone.ARCHITECTURES`, or what `load` takes (only its config.json is read).
     """
     if not fps > 0:
@@ -57,7 +60,14 @@ def cost_table(
         rows.append(row("b. every frame reduced", reduced))
         rows.append(row(f"c. interleave N={interleave}", mixed))
         rows.append(row(f"d. interleave N={interleave} + residual token", average(learned)))
+    for letter, number in zip("ef", dict.fromkeys((interleave or _REUSE_INTERLEAVE, _REUSE_INTERLEAVE)), strict=False):
+        rows.append(row(f"{letter}. reuse N={number}", average(ReuseEncoder(bones, interleave=number, drop=drop))))
     return rows
+
+
+def state_bytes(model: str) -> int:
+    """Bytes of keys and values that ReuseEncoder keeps per group, in float32; model: as for `cost_table`."""
+    return ReuseEncoder(skeleton(model)).state_bytes
 
 
 def frame_near(feats: VideoFeatures, seconds: float) -> np.ndarray | None:
@@ -171,7 +181,8 @@ def html_timeline(
     thumbnails: Sequence[float],
 ) -> str:
     """One query over one video: a smoothed curve per encoder, truth as a band, each encoder's answer as a bar."""
-    colours = ["#0969da", "#cf222e"]
+    colours = ["#0969da", "#cf222e", "#8250df"]
+    tall = 122 + 14 * len(curves)
     feats = next(iter(curves.values()))[0]
     end = float(feats.frame_ends[-1])
     low = min(float(curve.min()) for _, curve in curves.values())
@@ -181,7 +192,7 @@ def html_timeline(
     def x(t: float) -> float:
         return 1000 * t / end
 
-    shapes = [f'<rect x="{x(truth[0]):.1f}" width="{x(truth[1] - truth[0]):.1f}" height="150" fill="#dafbe1"/>']
+    shapes = [f'<rect x="{x(truth[0]):.1f}" width="{x(truth[1] - truth[0]):.1f}" height="{tall}" fill="#dafbe1"/>']
     for row, (name, (features, curve)) in enumerate(curves.items()):
         points = " ".join(
             f"{x(t):.1f},{112 - 104 * (value - low) / span:.1f}" for t, value in zip(features.times, curve, strict=True)
@@ -204,7 +215,7 @@ def html_timeline(
     return (
         f"<figure><figcaption><b>{html.escape(query)}</b> in {html.escape(Path(feats.video['path']).name)}"
         f'<span class="key">{key}<span style="background:#dafbe1"></span>truth</span></figcaption>'
-        f'<svg viewBox="0 0 1000 150" preserveAspectRatio="none">{"".join(shapes)}</svg>'
+        f'<svg viewBox="0 0 1000 {tall}" preserveAspectRatio="none">{"".join(shapes)}</svg>'
         f'<div class="strip">{strip}</div></figure>'
     )
 

@@ -15,16 +15,21 @@ from everyframe.cli.options import DropOption, FpsOption, InterleaveOption, Json
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="A video, a feature file, or a model (folder, hub id, 'bundled').")],
+    path: Annotated[
+        str, typer.Argument(help="A video, a feature file, a recipe, or a model (folder, hub id, 'bundled').")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a video, a feature file or a model is."""
+    """Say what a video, a feature file, a recipe or a model is."""
     from everyframe.features import SUFFIXES, VideoFeatures
 
     file = Path(path)
-    if file.suffix.lower() in SUFFIXES:
+    facts: dict[str, Any]
+    if file.name.endswith(".recipe.npz"):
+        facts = _recipe_info(file)
+    elif file.suffix.lower() in SUFFIXES:
         feats = VideoFeatures.load(file)
-        facts: dict[str, Any] = {
+        facts = {
             "frames": feats.num_frames,
             "dim": feats.dim,
             "dtype": str(feats.embeddings.dtype),
@@ -58,7 +63,7 @@ def flops(
     as_json: JsonOption = False,
 ) -> None:
     """Cost of the encoders, by the paper's counting rule and with attention (multiply-accumulates)."""
-    from everyframe.report import cost_table
+    from everyframe.report import cost_table, state_bytes
 
     rows = cost_table(model, **given(interleave=interleave, drop=drop, fps=fps))
     if as_json:
@@ -72,6 +77,26 @@ def flops(
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
     console.show(table)
+    console.say(f"ReuseEncoder keeps {state_bytes(model) / 1e6:.3g} MB of keys and values per group, in float32")
+
+
+def _recipe_info(file: Path) -> dict[str, Any]:
+    from everyframe.pipeline import Recipe
+
+    recipe = Recipe.load(file)
+    return {
+        "frames": recipe.num_frames,
+        "kept": len(recipe.i_features),
+        "dim": recipe.i_features.shape[1],
+        "dtype": str(recipe.i_features.dtype),
+        "first_seconds": float(recipe.times[0]),
+        "end_seconds": float(recipe.frame_ends[-1]),
+        "roles": {role: recipe.roles.count(role) for role in sorted(set(recipe.roles))},
+        "encoder": recipe.encoder,
+        "video": recipe.video,
+        "model": recipe.model,
+        "settings": recipe.settings,
+    }
 
 
 def _looks_local(path: str) -> bool:
@@ -82,6 +107,7 @@ def _model_info(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from everyframe.backbone import load
+    from everyframe.encoders import ReuseEncoder
 
     model = load(name)
     return {
@@ -92,6 +118,7 @@ def _model_info(name: str) -> dict[str, Any]:
         "image_size": model.image_size,
         "patches": model.vision.num_patches,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "state_bytes_per_group": ReuseEncoder(model).state_bytes,
         "weights_sha256": model.weights_sha256,
         "vision": asdict(model.vision.config),
         "preprocess": model.preprocess_settings,

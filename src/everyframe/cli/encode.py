@@ -10,28 +10,35 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
+from everyframe.cli.encoder import (
+    CalibrationOption,
+    EncoderOption,
+    FidelityOption,
+    GroupOption,
+    PlanOption,
+    SelectOption,
+    TokenOption,
+    ToleranceOption,
+    choose_encoder,
+)
 from everyframe.cli.options import (
     BatchOption,
     DeviceOption,
     DropOption,
     DtypeOption,
-    EncoderOption,
     EndOption,
     FpsOption,
-    InterleaveOption,
     JsonOption,
     ModelOption,
     PartialOption,
     QuietOption,
-    ResidualOption,
-    SelectOption,
     StartOption,
     ThreadsOption,
+    check_format,
     check_writable,
     distinct,
     given,
     load_model,
-    make_encoder,
     videos_of,
 )
 
@@ -39,22 +46,28 @@ if TYPE_CHECKING:
     from everyframe.pipeline import Outcome
     from everyframe.video import VideoError
 
-FORMATS = ("npz", "npy", "h5", "parquet")
-
 
 @app.command()
 def encode(
     paths: Annotated[list[str], typer.Argument(help="Videos, folders, globs, or text files of paths.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the feature files.")] = Path("features"),
-    format: Annotated[str, typer.Option("--format", help="npz, npy, h5 or parquet.")] = "npz",
+    format: Annotated[str | None, typer.Option("--format", help="npz, npy, h5 or parquet. (default: npz)")] = None,
+    recipe: Annotated[
+        bool,
+        typer.Option("--recipe", help="Keep I-features and the plan only, in NAME.recipe.npz; see everyframe restore."),
+    ] = False,
     store: Annotated[str, typer.Option("--store", help="float32 or float16 embeddings.")] = "float32",
     model: ModelOption = None,
-    encoder: EncoderOption = None,
     fps: FpsOption = None,
-    interleave: InterleaveOption = None,
+    encoder: EncoderOption = None,
+    plan: PlanOption = None,
+    tolerance: ToleranceOption = None,
+    fidelity: FidelityOption = None,
+    calibration: CalibrationOption = None,
+    interleave: GroupOption = None,
     drop: DropOption = None,
     select: SelectOption = None,
-    residual: ResidualOption = None,
+    residual: TokenOption = None,
     start: StartOption = None,
     end: EndOption = None,
     device: DeviceOption = None,
@@ -69,22 +82,32 @@ def encode(
     quiet: QuietOption = False,
 ) -> None:
     """Encode videos to feature files; what is already done with the same settings is skipped."""
-    from everyframe.pipeline import JOURNAL, Sampling, encode_videos, forecast, output_paths
+    from everyframe.pipeline import JOURNAL, RECIPE_SUFFIX, Sampling, encode_videos, forecast, output_paths
 
-    if format not in FORMATS:
-        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    check_format(format or "npz")
+    if recipe and format is not None:
+        raise ValueError("--format has no meaning with --recipe: recipes are NAME.recipe.npz")
     if store not in ("float32", "float16"):
         raise ValueError(f"--store must be float32 or float16, got {store!r}")
+    choice = choose_encoder(
+        encoder=encoder,
+        plan=plan,
+        tolerance=tolerance,
+        fidelity=fidelity,
+        calibration=calibration,
+        interleave=interleave,
+        drop=drop,
+        select=select,
+        residual=residual,
+    )
     sampling = Sampling(**given(fps=fps, start=start, end=end), keep_partial=keep_partial)
     missing: list[VideoError] = []
     roots = [(Path(path) if Path(path).is_dir() else None, videos_of(path, missing)) for path in paths]
     if not any(videos for _, videos in roots):
         raise missing[0]
-    sources = output_paths(distinct(roots), out, f".{format}")
+    sources = output_paths(distinct(roots), out, RECIPE_SUFFIX if recipe else f".{format or 'npz'}")
     check_writable(out)
-    reader = make_encoder(
-        load_model(model, device, dtype, threads), encoder, interleave, drop, select, residual, batch_size
-    )
+    reader = choice.make(load_model(model, device, dtype, threads), batch_size)
     silent = quiet or as_json
     expected = None if silent else forecast([source for source, _ in sources], reader, sampling)
     if expected is not None:
@@ -102,6 +125,7 @@ def encode(
             progress=step.frames,
             journal_file=out / JOURNAL,
             retry_failed=retry_failed,
+            recipe=recipe,
         ):
             outcomes.append(outcome)
             step.finished(outcome)

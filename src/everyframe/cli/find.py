@@ -10,22 +10,28 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
+from everyframe.cli.encoder import (
+    CalibrationOption,
+    EncoderOption,
+    FidelityOption,
+    GroupOption,
+    PlanOption,
+    SelectOption,
+    TokenOption,
+    ToleranceOption,
+    choose_encoder,
+)
 from everyframe.cli.options import (
     DeviceOption,
     DropOption,
     DtypeOption,
-    EncoderOption,
     FpsOption,
-    InterleaveOption,
     JsonOption,
     ModelOption,
     PartialOption,
-    ResidualOption,
-    SelectOption,
     check_query,
     given,
     load_model,
-    make_encoder,
     model_of,
 )
 
@@ -84,12 +90,16 @@ def ground(
         Path | None, typer.Option("--plot", help="Draw curve, moments and thumbnails to this .png/.svg/.pdf.")
     ] = None,
     model: ModelOption = None,
-    encoder: EncoderOption = None,
     fps: FpsOption = None,
-    interleave: InterleaveOption = None,
+    encoder: EncoderOption = None,
+    plan: PlanOption = None,
+    tolerance: ToleranceOption = None,
+    fidelity: FidelityOption = None,
+    calibration: CalibrationOption = None,
+    interleave: GroupOption = None,
     drop: DropOption = None,
     select: SelectOption = None,
-    residual: ResidualOption = None,
+    residual: TokenOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     keep_partial: PartialOption = False,
@@ -106,15 +116,26 @@ def ground(
         require("matplotlib", extra="plot")  # before the work, not after it
         if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot must end in .png, .svg or .pdf, got {plot}")
+    encoding: dict[str, Any] = {
+        "encoder": encoder,
+        "plan": plan,
+        "tolerance": tolerance,
+        "fidelity": fidelity,
+        "calibration": calibration,
+        "interleave": interleave,
+        "drop": drop,
+        "select": select,
+        "residual": residual,
+    }
     if Path(source).suffix.lower() in SUFFIXES:
-        encoding = given(encoder=encoder, fps=fps, interleave=interleave, drop=drop, select=select, residual=residual)
-        if encoding or dtype is not None or keep_partial:
+        if given(**encoding, fps=fps) or dtype is not None or keep_partial:
             raise ValueError(f"{source} is encoded already: options of encoding have no meaning with a feature file")
         feats = VideoFeatures.load(source)
         text_model = model_of(feats, model, device)
     else:
+        choice = choose_encoder(**encoding)
         text_model = load_model(model, device, dtype, None)
-        reader = make_encoder(text_model, encoder, interleave, drop, select, residual, None)
+        reader = choice.make(text_model)
         feats = encode_video(source, reader, **given(fps=fps), keep_partial=keep_partial)
     vector = text_model.encode_text([query])[0]
     options: dict[str, Any] = given(smooth=smooth, threshold=threshold, method=method, overlap=overlap)

@@ -10,10 +10,10 @@ import typer
 
 if TYPE_CHECKING:
     from everyframe.backbone import Model
-    from everyframe.encoders import Encoder
     from everyframe.features import VideoFeatures
     from everyframe.video import VideoError
 
+FORMATS = ("npz", "npy", "h5", "parquet")
 DEFAULT_MODEL = "openai/clip-vit-base-patch16"
 
 ModelOption = Annotated[
@@ -23,14 +23,9 @@ ModelOption = Annotated[
         help=f"Hub id, local folder, or 'bundled' (knows only synthetic videos). (default: {DEFAULT_MODEL})",
     ),
 ]
-EncoderOption = Annotated[str | None, typer.Option("--encoder", help="residual or dense. (default: residual)")]
 InterleaveOption = Annotated[int | None, typer.Option("--interleave", help="P-frames after each I-frame. (default: 2)")]
 DropOption = Annotated[
     float | None, typer.Option("--drop", help="Share of patches dropped in P-frames, [0, 1). (default: 0.85)")
-]
-SelectOption = Annotated[
-    str | None,
-    typer.Option("--select", help="motion, center, uniform, random or residual. (default: motion)"),
 ]
 ResidualOption = Annotated[
     str | None,
@@ -91,34 +86,14 @@ def model_of(feats: VideoFeatures, name: str | None, device: str | None) -> Mode
     return model
 
 
-def make_encoder(
-    model: Model,
-    name: str | None,
-    interleave: int | None,
-    drop: float | None,
-    select: str | None,
-    residual: str | None,
-    batch_size: int | None,
-) -> Encoder:
-    from everyframe.encoders import DenseEncoder, ResidualViT
-
-    options = given(interleave=interleave, drop=drop, select=select, residual=residual)
-    if name == "dense":
-        if options.get("residual") == "none":
-            del options["residual"]
-        if options:
-            raise ValueError(f"--{next(iter(options))} has no meaning with --encoder dense")
-        return DenseEncoder(model, **given(batch_size=batch_size))
-    if name not in (None, "residual"):
-        raise ValueError(f"--encoder must be residual or dense, got {name!r}")
-    if options.get("residual") == "none":
-        options["residual"] = None
-    return ResidualViT(model, **options, **given(batch_size=batch_size))
-
-
 def check_query(query: str) -> None:
     if not query.strip():
         raise ValueError("the query is empty; say what to look for")
+
+
+def check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
 
 
 def check_writable(out: Path) -> None:

@@ -57,7 +57,7 @@ def demo(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Render a small archive, encode it dense and interleaved, search and ground it, and write a report."""
+    """Render a small archive, encode it dense and in two cheaper ways, search and ground it, and write a report."""
     from everyframe.demo import run_demo
 
     set_threads(threads)

@@ -10,7 +10,19 @@ from torch.nn import functional as F
 
 from everyframe.backbone import Model
 from everyframe.cost import Rule, add_macs, frame_macs
-from everyframe.encoders.plan import fixed_roles
+from everyframe.encoders.plan import Plan, fixed_roles
+
+
+class AllFull:
+    """The planner of a video in which every frame is an I-frame."""
+
+    def add(self, pixels: Tensor, motion: Tensor | None = None) -> Plan:
+        """The next frames [T, 3, S, S] -> their part of the plan."""
+        return Plan.of("I" * len(pixels), [])
+
+    def finish(self) -> Plan:
+        """Nothing is left over."""
+        return Plan.of("", [])
 
 
 class DenseEncoder:
@@ -20,8 +32,10 @@ class DenseEncoder:
     """
 
     name = "dense"
+    plan = "fixed"
     group_size = 1
     needs_motion = False
+    looks_ahead = False
 
     def __init__(self, model: Model, *, batch_size: int = 32) -> None:
         check_model(model, batch_size)
@@ -37,6 +51,10 @@ class DenseEncoder:
         """What decides the features, for provenance."""
         return {"encoder": self.name}
 
+    def planner(self, first_frame: int = 0) -> AllFull:
+        """A planner for one video."""
+        return AllFull()
+
     def roles(self, num_frames: int) -> str:
         """All frames are I-frames."""
         return fixed_roles(num_frames, 0)
@@ -44,6 +62,10 @@ class DenseEncoder:
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
         """Multiply-accumulates of that many frames by part, see `everyframe.cost`."""
         return add_macs((num_frames, full_frame_macs(self.model, rule)))
+
+    def plan_macs(self, plan: Plan, rule: Rule) -> dict[str, float]:
+        """Multiply-accumulates of the frames of a plan by part."""
+        return self.macs(len(plan.roles), rule)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, motion: Tensor | None = None, *, first_frame: int = 0) -> Tensor:
@@ -53,6 +75,14 @@ class DenseEncoder:
         """
         check_frames(pixels, self.model)
         return encode_full(self.model, pixels, self.batch_size)
+
+    @torch.no_grad()
+    def encode_planned(self, pixels: Tensor, plan: Plan) -> Tensor:
+        """The same for a plan of I-frames alone. Raises ValueError for another."""
+        check_plan(plan, pixels, self.model)
+        if set(plan.roles) - {"I"}:
+            raise ValueError(f"DenseEncoder reads every frame in full, but the plan's roles are {plan.roles[:12]}...")
+        return self.encode(pixels)
 
 
 def encode_full(model: Model, pixels: Tensor, batch_size: int) -> Tensor:
@@ -90,6 +120,18 @@ def check_frames(pixels: Tensor, model: Model) -> None:
         )
     if not pixels.is_floating_point():
         raise ValueError(f"pixels must be floating point, got {pixels.dtype}; use model.preprocess(frames)")
+
+
+def check_plan(plan: Plan, pixels: Tensor, model: Model) -> None:
+    """Raise ValueError unless the plan is for as many frames as there are, and for patches that the model has."""
+    if len(plan.roles) != len(pixels):
+        raise ValueError(f"the plan is for {len(plan.roles)} frames, but there are {len(pixels)}")
+    patches = model.vision.num_patches
+    if len(plan.indices) and not 0 <= int(plan.indices.min()) <= int(plan.indices.max()) < patches:
+        raise ValueError(
+            f"the plan must name patches from 0 to {patches - 1}, those of {model.name}, "
+            f"got {int(plan.indices.min())} to {int(plan.indices.max())}"
+        )
 
 
 def check_motion(motion: Tensor | None, pixels: Tensor) -> None:

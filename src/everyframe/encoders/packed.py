@@ -11,6 +11,10 @@ The pass goes layer by layer over all frames at once. Nothing in a layer asks fo
 values, so the linear layers see one matrix [M, W] whatever the frames' counts (no padding), and the state is one
 layer's: the rows of the I-frames in the `qkv` product, into which each P-frame's rows are written before it attends
 and the next P-frame of its group follows. Nothing is concatenated or copied per frame.
+
+In a two-sided plan a P-frame may take some patches from the next I-frame, whose keys and values are at hand in the same
+pass: they are written into the state like refreshed ones and cost no more than that. The state is then a copy, because
+an I-frame must still be there as it was when the group before it looks ahead.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from torch.nn import functional as F
 from everyframe.backbone import Block, Model, VisionTransformer
 from everyframe.encoders.plan import Plan
 
+_NONE = torch.empty(0, dtype=torch.int64)
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -33,6 +39,8 @@ class _Step:
     first: int
     last: int
     slots: Tensor  # int64 [last - first], rows of the state [G * L]
+    lent: Tensor  # int64, rows of the state that the next I-frames lend,
+    lenders: Tensor  # int64, and their rows there [G * L]
     groups: int
     longest: int
     padded: Tensor | None  # int64 [last - first], rows of [groups * longest]; None where no padding is needed
@@ -43,7 +51,11 @@ class _Layout:
 
     def __init__(self, plan: Plan, vision: VisionTransformer, device: torch.device) -> None:
         prefix, tokens = vision.num_prefix, vision.num_prefix + vision.num_patches
-        groups = sorted(plan.groups(), key=lambda group: -len(group))
+        in_time = plan.groups()
+        order = sorted(range(len(in_time)), key=lambda number: -len(in_time[number]))
+        groups = [in_time[number] for number in order]
+        place_of = {number: place for place, number in enumerate(order)}
+        self.is_two_sided = plan.is_two_sided
         self.full = [group[0] for group in groups]
         self.reduced: list[int] = []
         self.steps: list[_Step] = []
@@ -55,10 +67,15 @@ class _Layout:
             counts = [prefix + int(starts[frame + 1] - starts[frame]) for frame in frames]
             longest, begin = max(counts), row
             slots, padded = [], []
+            lent, lenders = [_NONE], [_NONE]
             for place, (frame, count) in enumerate(zip(frames, counts, strict=True)):
                 chosen = plan.indices[starts[frame] : starts[frame + 1]]
                 slots += [torch.arange(prefix) + place * tokens, chosen + prefix + place * tokens]
                 padded.append(torch.arange(count) + place * longest)
+                if self.is_two_sided:
+                    taken = plan.lent_by(frame)
+                    lent.append(taken + prefix + place * tokens)
+                    lenders.append(taken + prefix + place_of.get(order[place] + 1, 0) * tokens)
                 prefix_rows.append(torch.arange(prefix) + row)
                 patch_rows.append(torch.arange(prefix, count) + row)
                 patches.append(chosen)
@@ -70,6 +87,8 @@ class _Layout:
                     begin,
                     row,
                     torch.cat(slots).to(device),
+                    torch.cat(lent).to(device),
+                    torch.cat(lenders).to(device),
                     len(frames),
                     longest,
                     torch.cat(padded).to(device) if uneven else None,
@@ -79,10 +98,9 @@ class _Layout:
         self.rows = row
         self.first_rows = torch.tensor(first_rows, device=device)
         self.patch_counts = [len(chosen) for chosen in patches]
-        none = [torch.empty(0, dtype=torch.int64)]
-        self.prefix_rows = torch.cat(none + prefix_rows).to(device)
-        self.patch_rows = torch.cat(none + patch_rows).to(device)
-        self.patches = torch.cat(none + patches)
+        self.prefix_rows = torch.cat([_NONE, *prefix_rows]).to(device)
+        self.patch_rows = torch.cat([_NONE, *patch_rows]).to(device)
+        self.patches = torch.cat([_NONE, *patches])
 
 
 def packed_features(model: Model, pixels: Tensor, plan: Plan) -> Tensor:
@@ -122,18 +140,34 @@ def _embed(model: Model, pixels: Tensor, layout: _Layout) -> Tensor:
     return vision.pre(x)
 
 
+class _State:
+    """Keys and values [G * L, 2 W] of one layer, brought up to date in place."""
+
+    def __init__(self, full: Tensor, two_sided: bool) -> None:
+        self._full = full
+        self.pairs = full.clone() if two_sided else full
+
+    def refresh(self, step: _Step, rows: Tensor) -> None:
+        """The frames of a step take what they are lent, and bring their own rows."""
+        if len(step.lent):
+            self.pairs.index_copy_(0, step.lent, self._full[step.lenders])
+        self.pairs.index_copy_(0, step.slots, rows)
+
+
 def _attend(block: Block, x: Tensor, layout: _Layout, groups: int, tokens: int) -> Tensor:
     """The attention branch of one block on packed tokens: [M, W] -> [M, W]."""
     width, heads = x.shape[1], block.heads
     qkv = block.qkv(block.norm1(x))
     attended = torch.empty_like(x)
-    state = qkv[: groups * tokens]
-    queries, keys, values = (_heads(part, groups, heads) for part in state.split(width, dim=1))
+    full = qkv[: groups * tokens]
+    queries, keys, values = (_heads(part, groups, heads) for part in full.split(width, dim=1))
     whole = F.scaled_dot_product_attention(queries, keys, values)
     attended[: groups * tokens] = whole.transpose(1, 2).reshape(-1, width)
+    state = _State(full[:, width:], layout.is_two_sided)
+    keys, values = (_heads(part, groups, heads) for part in state.pairs.split(width, dim=1))
     for step in layout.steps:
         rows = qkv[step.first : step.last]
-        state[:, width:].index_copy_(0, step.slots, rows[:, width:])
+        state.refresh(step, rows[:, width:])
         wide = rows[:, :width]
         if step.padded is not None:
             wide = rows.new_zeros(step.groups * step.longest, width).index_copy_(0, step.padded, wide)
@@ -151,11 +185,11 @@ def _pool(vision: VisionTransformer, x: Tensor, layout: _Layout, groups: int, to
         return vision.pool(x[layout.first_rows, None])
     # Attention pooling looks at every token, so it has a state of its own.
     pairs = vision.head.keys_values(vision.norm_post(x))
-    state = pairs[: groups * tokens]
-    pooled = [vision.head.look(state.view(groups, tokens, -1))]
+    pooled = [vision.head.look(pairs[: groups * tokens].view(groups, tokens, -1))]
+    state = _State(pairs[: groups * tokens], layout.is_two_sided)
     for step in layout.steps:
-        state.index_copy_(0, step.slots, pairs[step.first : step.last])
-        pooled.append(vision.head.look(state[: step.groups * tokens].view(step.groups, tokens, -1)))
+        state.refresh(step, pairs[step.first : step.last])
+        pooled.append(vision.head.look(state.pairs[: step.groups * tokens].view(step.groups, tokens, -1)))
     features = torch.cat(pooled)
     return features if vision.projection is None else vision.projection(features)
 

@@ -17,24 +17,48 @@ class Plan:
     roles: I (read in full), P (refreshes some patches) or C (copies the feature of the frame before).
     counts: int64 [T], patches that each P-frame refreshes; 0 for I and C. indices: int64 [sum of counts], those
     patches in raster numbering, sorted within a frame, one frame after the other.
+    lent_counts, lent: the same for the patches whose keys and values are from then on those of the *next* I-frame
+        (two-sided plans); none where they are not given.
     """
 
     roles: str
     counts: Tensor
     indices: Tensor
+    lent_counts: Tensor = None  # type: ignore[assignment]
+    lent: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.lent_counts is None or self.lent is None:
+            object.__setattr__(self, "lent_counts", torch.zeros(len(self.roles), dtype=torch.int64))
+            object.__setattr__(self, "lent", torch.empty(0, dtype=torch.int64))
+        if len(self.lent_counts) != len(self.roles) or int(self.lent_counts.sum()) != len(self.lent):
+            raise ValueError(
+                f"a plan needs one lent count per frame and as many lent patches, got {len(self.lent_counts)} counts "
+                f"for {len(self.roles)} frames and {len(self.lent)} patches for {int(self.lent_counts.sum())}"
+            )
         if len(self.counts) != len(self.roles) or int(self.counts.sum()) != len(self.indices):
             raise ValueError(
                 f"a plan needs one count per frame and as many indices as they sum to, got {len(self.counts)} counts "
                 f"for {len(self.roles)} frames and {len(self.indices)} indices for {int(self.counts.sum())}"
+            )
+        if set(self.roles) - set("IPC") or [role == "P" for role in self.roles] != (self.counts > 0).tolist():
+            raise ValueError(
+                f"a plan's roles must be I, P or C, of which P alone refreshes patches, got {self.roles!r} with "
+                f"counts {self.counts.tolist()}"
             )
 
     def __getitem__(self, frames: slice) -> Plan:
         """The part for frames[first:last]."""
         first, last, _ = frames.indices(len(self.roles))
         patches = slice(self.offsets[first], self.offsets[last])
-        return Plan(self.roles[first:last], self.counts[first:last], self.indices[patches])
+        lent = slice(self.lent_offsets[first], self.lent_offsets[last])
+        return Plan(
+            self.roles[first:last],
+            self.counts[first:last],
+            self.indices[patches],
+            self.lent_counts[first:last],
+            self.lent[lent],
+        )
 
     def __add__(self, other: Plan) -> Plan:
         """This and then the other."""
@@ -42,21 +66,31 @@ class Plan:
             self.roles + other.roles,
             torch.cat((self.counts, other.counts)),
             torch.cat((self.indices, other.indices)),
+            torch.cat((self.lent_counts, other.lent_counts)),
+            torch.cat((self.lent, other.lent)),
         )
 
     @classmethod
-    def of(cls, roles: str, kept: Sequence[Tensor]) -> Plan:
+    def of(cls, roles: str, kept: Sequence[Tensor], lent: Sequence[Tensor] | None = None) -> Plan:
         """From the roles and the patches of every P-frame, in order."""
-        counts = torch.zeros(len(roles), dtype=torch.int64)
-        counts[[frame for frame, role in enumerate(roles) if role == "P"]] = torch.tensor(
-            [len(patches) for patches in kept], dtype=torch.int64
-        )
-        return cls(roles, counts, torch.cat([torch.empty(0, dtype=torch.int64), *kept]))
+        if len(kept) != roles.count("P"):
+            raise ValueError(f"a plan needs the patches of its {roles.count('P')} P-frames, got {len(kept)} tensors")
+        return cls(roles, *_ragged(roles, kept), *(_ragged(roles, lent) if lent is not None else (None, None)))
 
     @cached_property
     def offsets(self) -> list[int]:
         """Frame t's patches are indices[offsets[t] : offsets[t + 1]]."""
         return [0, *self.counts.cumsum(0).tolist()]
+
+    @cached_property
+    def lent_offsets(self) -> list[int]:
+        """The same for `lent`."""
+        return [0, *self.lent_counts.cumsum(0).tolist()]
+
+    @property
+    def is_two_sided(self) -> bool:
+        """Does a frame look at the next I-frame?"""
+        return len(self.lent) > 0
 
     @cached_property
     def sources(self) -> list[int]:
@@ -79,6 +113,18 @@ class Plan:
     def kept(self, frame: int) -> Tensor:
         """The patches that a frame refreshes: int64 [n]."""
         return self.indices[self.offsets[frame] : self.offsets[frame + 1]]
+
+    def lent_by(self, frame: int) -> Tensor:
+        """The patches that a frame takes from the next I-frame: int64 [n]."""
+        return self.lent[self.lent_offsets[frame] : self.lent_offsets[frame + 1]]
+
+
+def _ragged(roles: str, patches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Counts of all frames and indices, from the patches of the P-frames alone."""
+    counts = torch.zeros(len(roles), dtype=torch.int64)
+    places = [frame for frame, role in enumerate(roles) if role == "P"]
+    counts[places] = torch.tensor([len(each) for each in patches], dtype=torch.int64)
+    return counts, torch.cat([torch.empty(0, dtype=torch.int64), *patches])
 
 
 def check_interleave(interleave: int) -> int:

@@ -11,7 +11,11 @@ adaptive   - A patch has changed when its content differs from what it was when 
            - What changed and is left out is a debt: the root mean squared change of those patches, averaged over all
              patches. Every frame adds what it leaves out. When the sum passes `tolerance`, and where a shot begins,
              the next I-frame clears it. That is the rule for renting skis: pay for the I-frame once going without
-             has cost as much. A still scene never gets there, a pan in a few frames, a cut at once.
+             has cost as much. Noise takes a still scene there slowly, a pan gets there in a few frames, a cut at once.
+
+A two-sided plan also looks at the I-frame that comes next (the codec's B-frame). A patch that has changed, and is
+closer to what it will be there than to what it was, is taken from there; what a P-frame refreshes is then what neither
+side has. I-frames lie where they would without. The P-frames of a group are planned when it is complete.
 """
 
 from __future__ import annotations
@@ -52,12 +56,15 @@ class Policy:
     num_kept: int
     tolerance: float
     seed: int
+    two_sided: bool = False
 
     def __post_init__(self) -> None:
         if self.plan not in PLANS:
             raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {self.plan!r}")
         if self.plan == "adaptive" and self.select != "change":
             raise ValueError(f"an adaptive plan selects by change, got select={self.select!r}")
+        if self.two_sided and self.select != "change":
+            raise ValueError(f"two_sided compares contents and selects by change, got select={self.select!r}")
         if not 0 <= self.tolerance < float("inf"):
             raise ValueError(f"tolerance must be a finite number >= 0, got {self.tolerance}")
 
@@ -65,8 +72,10 @@ class Policy:
     def settings(self) -> dict[str, Any]:
         """The part of it that decides anything."""
         if self.plan == "adaptive":
-            return {"plan": self.plan, "tolerance": self.tolerance}
-        return {"plan": self.plan, "interleave": self.interleave, "select": self.select, "seed": self.seed}
+            facts = {"plan": self.plan, "tolerance": self.tolerance}
+        else:
+            facts = {"plan": self.plan, "interleave": self.interleave, "select": self.select, "seed": self.seed}
+        return {**facts, "two_sided": True} if self.two_sided else facts
 
 
 class Planner:
@@ -86,25 +95,65 @@ class Planner:
         self._cells: Tensor | None = None  # what each patch was when last refreshed
         self._scores = torch.zeros(self._patches)  # what it has moved since then
         self._last: Tensor | None = None  # the frame before, where selection looks at differences
+        self._group: list[Tensor] = []  # the cells of a two-sided group's frames, until its next I-frame is there
         self.left_out: list[float] = []
 
     @torch.no_grad()
     def add(self, pixels: Tensor, motion: Tensor | None = None) -> Plan:
-        """The next frames [T, 3, S, S] (and motion maps [T, S, S] or None) -> their part of the plan."""
+        """The next frames [T, 3, S, S] (and motion maps [T, S, S] or None) -> what is decided now, in order.
+
+        That is their part of the plan; of a two-sided plan everything up to the last I-frame.
+        """
         policy = self._policy
         cuts = self._detector.add(pixels) if self._detector is not None else [False] * len(pixels)
         cells = patch_cells(pixels, self._patch_size) if policy.select == "change" else None
         scores = self._motion(pixels, motion)
-        roles, kept = "", []
+        decided = _Decided()
         for row in range(len(pixels)):
-            role, chosen = self._step(
-                bool(cuts[row]), None if cells is None else cells[row], None if scores is None else scores[row]
-            )
-            roles += role
-            if role == "P":
-                kept.append(chosen)
+            own = None if cells is None else cells[row]
+            role, chosen = self._step(bool(cuts[row]), own, None if scores is None else scores[row])
+            if policy.two_sided and own is not None:
+                if role == "I":
+                    self._close(decided, own)
+                    decided.add("I", chosen)
+                self._group.append(own.clone())
+            else:
+                decided.add(role, chosen)
             self._frame += 1
-        return Plan.of(roles, kept)
+        return decided.plan()
+
+    @torch.no_grad()
+    def finish(self) -> Plan:
+        """What is left when the video is over: of a two-sided plan the last P-frames, which have one side only."""
+        decided = _Decided()
+        self._close(decided, None)
+        return decided.plan()
+
+    def _close(self, decided: _Decided, after: Tensor | None) -> None:
+        """Plan the frames of a two-sided group, whose next I-frame has the cells `after`."""
+        if not self._group:
+            return
+        adaptive, nothing = self._policy.plan == "adaptive", torch.empty(0, dtype=torch.int64)
+        reference, *others = self._group
+        for place, cells in enumerate(others):
+            change, lent = patch_change(cells, reference), nothing
+            if after is not None:
+                ahead = patch_change(cells, after)
+                take = (change > NOISE) & (ahead < change)
+                lent = take.nonzero().flatten()
+                reference[lent] = after[lent]
+                change = torch.where(take, ahead, change)
+            count = self._policy.num_kept
+            if adaptive:
+                count = min(count, int((change > NOISE).sum()))
+                if not count and not len(lent):
+                    decided.add("C", nothing)
+                    continue
+            frame = self._frame - len(others) + place
+            chosen = top_indices(change[None], max(count, 1), frames=[frame], seed=self._policy.seed)[0]
+            reference[chosen] = cells[chosen]
+            decided.add("P", chosen, lent[~torch.isin(lent, chosen)])
+        self._group = []
 
     def _motion(self, pixels: Tensor, motion: Tensor | None) -> Tensor | None:
         """How far each patch moved since the frame before: [T, P], where that is what selection looks at."""
@@ -114,7 +163,7 @@ class Planner:
         if maps is None:
             together = pixels if self._last is None else torch.cat((self._last, pixels))
             maps = frame_residual(together)[len(together) - len(pixels) :]
-            self._last = pixels[-1:].clone()
+            self._last = together[-1:].clone()
         return patch_sums(maps, self._patch_size).cpu()
 
     def _step(self, cut: bool, cells: Tensor | None, moved: Tensor | None) -> tuple[str, Tensor]:
@@ -129,7 +178,8 @@ class Planner:
             self._since, self._debt = 0, 0.0
             self._cells = None if cells is None else cells.clone()
             self._scores.zero_()
-            self.left_out.append(0.0)
+            if cells is not None:
+                self.left_out.append(0.0)
             return "I", torch.empty(0, dtype=torch.int64)
         self._since += 1
         if left is not None:
@@ -169,3 +219,21 @@ class Planner:
         chosen = top_indices(scores[None], count, frames=[self._frame], seed=seed)[0]
         self._scores[chosen] = 0
         return chosen
+
+
+class _Decided:
+    """Frames whose part in the plan is settled."""
+
+    def __init__(self) -> None:
+        self._roles = ""
+        self._kept: list[Tensor] = []
+        self._lent: list[Tensor] = []
+
+    def add(self, role: str, kept: Tensor, lent: Tensor | None = None) -> None:
+        self._roles += role
+        if role == "P":
+            self._kept.append(kept)
+            self._lent.append(kept[:0] if lent is None else lent)
+
+    def plan(self) -> Plan:
+        return Plan.of(self._roles, self._kept, self._lent)

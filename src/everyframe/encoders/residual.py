@@ -23,8 +23,16 @@ from torch.nn import functional as F
 
 from everyframe.backbone import Model, resize_positions, unfold_patches
 from everyframe.cost import Rule, add_macs, frame_macs
-from everyframe.encoders.dense import check_frames, check_model, check_motion, encode_full, full_frame_macs
-from everyframe.encoders.plan import check_interleave, fixed_roles
+from everyframe.encoders.cuts import CutDetector
+from everyframe.encoders.dense import (
+    check_frames,
+    check_model,
+    check_motion,
+    check_plan,
+    encode_full,
+    full_frame_macs,
+)
+from everyframe.encoders.plan import Plan, check_interleave, fixed_roles
 from everyframe.encoders.tokenizer import ResidualTokenizer, resolve_tokenizer
 from everyframe.tokens.drop import (
     SELECTIONS,
@@ -38,6 +46,7 @@ from everyframe.tokens.drop import (
 )
 
 REDUCTIONS = ("drop", "resize")
+PLANS = ("fixed", "cuts")
 
 
 class ResidualViT:
@@ -49,13 +58,17 @@ class ResidualViT:
         `everyframe distill` made, a `ResidualTokenizer`, or "auto": the one that ships with the model, else None
         with a warning.
     reduction: "drop", or "resize", the paper's comparator: P-frames are shrunk to about as many patches as "drop"
-        keeps (a square grid, positional embeddings interpolated), and `select` has no meaning.
+        keeps (a square grid, positional embeddings interpolated), and `select` has no meaning. Its plans name all
+        patches of the small frame.
+    plan: "fixed" (`interleave` P-frames after each I-frame, the paper's), or "cuts" (the same, but a shot begins
+        with an I-frame, see `cuts.py`).
     seed: decides "random" and the order of equal scores; a frame's choice also depends on its number in the
         video, never on batching.
     batch_size: I-frames per forward pass; P-frames are batched to about as many tokens.
     """
 
     name = "residual"
+    looks_ahead = False
 
     def __init__(
         self,
@@ -66,6 +79,7 @@ class ResidualViT:
         residual: str | Path | ResidualTokenizer | None = "auto",
         *,
         reduction: str = "drop",
+        plan: str = "fixed",
         seed: int = 0,
         batch_size: int = 32,
     ) -> None:
@@ -73,8 +87,11 @@ class ResidualViT:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         if select not in SELECTIONS:
             raise ValueError(f"select must be one of {', '.join(SELECTIONS)}, got {select!r}")
+        if plan not in PLANS:
+            raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}; adaptive plans are ReuseEncoder's")
         check_model(model, batch_size)
         self.model = model
+        self.plan = plan
         self.interleave = check_interleave(interleave)
         self.drop = float(drop)
         self.num_kept = num_kept(model.vision.num_patches, self.drop)
@@ -93,7 +110,7 @@ class ResidualViT:
 
     @property
     def group_size(self) -> int:
-        """Frames from one I-frame to the next; encoding may be split between groups but not inside one."""
+        """Frames from one I-frame to the next, at most; encoding may be split between groups but not inside one."""
         return self.interleave + 1
 
     @property
@@ -114,14 +131,40 @@ class ResidualViT:
             "seed": self.seed,
         }
         # Left out where it is the usual one: features made before there was a choice stay comparable.
-        return settings if self.reduction == "drop" else {**settings, "reduction": self.reduction}
+        if self.reduction != "drop":
+            settings["reduction"] = self.reduction
+        if self.plan != "fixed":
+            settings["plan"] = self.plan
+        return settings
+
+    def planner(self, first_frame: int = 0) -> KeptPlanner:
+        """A planner for one video, or for its part from `first_frame` on, an I-frame.
+
+        Raises ValueError where `first_frame` cannot be one.
+        """
+        if self.plan == "fixed" and first_frame % self.group_size:
+            raise ValueError(f"first_frame must be a multiple of {self.group_size}, got {first_frame}")
+        return KeptPlanner(self, first_frame)
 
     def roles(self, num_frames: int) -> str:
-        """ "IPPIPP..." for that many frames."""
+        """ "IPPIPP..." for that many frames. Raises ValueError where the plan depends on the video."""
+        self._needs_fixed("its roles")
         return fixed_roles(num_frames, self.interleave)
 
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
-        """Multiply-accumulates of that many frames by part, see `everyframe.cost`."""
+        """Multiply-accumulates of that many frames by part, see `everyframe.cost`.
+
+        Raises ValueError where they depend on the video.
+        """
+        self._needs_fixed("its cost")
+        full = fixed_roles(num_frames, self.interleave).count("I")
+        return self._macs(full, num_frames - full, rule)
+
+    def plan_macs(self, plan: Plan, rule: Rule) -> dict[str, float]:
+        """Multiply-accumulates of the frames of a plan by part."""
+        return self._macs(plan.roles.count("I"), plan.roles.count("P"), rule)
+
+    def _macs(self, full: int, others: int, rule: Rule) -> dict[str, float]:
         vision = self.model.vision
         exact = rule == "all" or self.reduction == "resize"
         patches = self.num_kept if exact else vision.num_patches * (1 - self.drop)
@@ -129,8 +172,14 @@ class ResidualViT:
         reduced = frame_macs(vision.config, rule, patches=patches, tokens=tokens)
         if self.tokenizer is not None:
             reduced["residual token"] = float(self.tokenizer.macs)
-        full = self.roles(num_frames).count("I")
-        return add_macs((full, full_frame_macs(self.model, rule)), (num_frames - full, reduced))
+        return add_macs((full, full_frame_macs(self.model, rule)), (others, reduced))
+
+    def _needs_fixed(self, what: str) -> None:
+        if self.plan != "fixed":
+            raise ValueError(
+                f"with plan={self.plan!r} {what} depends on the video; everyframe plan VIDEO shows it, "
+                "and encoder.planner().add(pixels) gives the plan"
+            )
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, motion: Tensor | None = None, *, first_frame: int = 0) -> Tensor:
@@ -139,19 +188,37 @@ class ResidualViT:
         motion: magnitude of motion since the sampled frame before, [T, S, S] or None. With select="motion" and
             no maps, the absolute difference to the frame before takes their place, as it does for videos whose
             codec stores no motion.
-        first_frame: number of `pixels[0]` in its video, a multiple of `group_size`; it only enters the seeds.
+        first_frame: number of `pixels[0]` in its video, with plan="fixed" a multiple of `group_size`; it only enters
+            the seeds.
         Raises ValueError for other shapes.
         """
         check_frames(pixels, self.model)
         check_motion(motion, pixels)
-        if first_frame % self.group_size:
-            raise ValueError(f"first_frame must be a multiple of {self.group_size}, got {first_frame}")
+        return self.encode_planned(pixels, self.planner(first_frame).add(pixels, motion))
+
+    @torch.no_grad()
+    def encode_planned(self, pixels: Tensor, plan: Plan, *, i_features: Tensor | None = None) -> Tensor:
+        """The same for a plan that is known already, which must begin with an I-frame.
+
+        i_features: float32 [number of I-frames, D], where they are known too; then only P-frames are computed.
+        Raises ValueError for a plan that `planner` does not make.
+        """
+        check_frames(pixels, self.model)
+        check_plan(plan, pixels, self.model)
+        counts = [self.num_kept if role == "P" else 0 for role in plan.roles]
+        if "C" in plan.roles or plan.roles[:1] == "P" or plan.counts.tolist() != counts:
+            raise ValueError(
+                f"a plan for this encoder begins with I and keeps {self.num_kept} patches of each P-frame, without "
+                f"copies; got roles {plan.roles[:12]!r} and counts {plan.counts[:12].tolist()}"
+            )
+        is_full = torch.tensor([role == "I" for role in plan.roles], dtype=torch.bool)
+        full, others = is_full.nonzero()[:, 0], (~is_full).nonzero()[:, 0]
+        if i_features is None:
+            i_features = encode_full(self.model, pixels[full], self.batch_size)
         features = torch.empty(len(pixels), self.dim, device=self.model.device)
-        features[:: self.group_size] = encode_full(self.model, pixels[:: self.group_size], self.batch_size)
-        others = torch.arange(len(pixels))
-        others = others[others % self.group_size != 0]
-        sources = features[others // self.group_size * self.group_size]
-        features[others] = self.encode_p(pixels, motion, others, sources, first_frame)
+        features[full] = i_features.to(features.device)
+        sources = features[full[is_full.cumsum(0)[others] - 1]]
+        features[others] = self._reduced(pixels, others, sources, plan.indices.view(-1, self.num_kept))
         return features
 
     @torch.no_grad()
@@ -164,7 +231,12 @@ class ResidualViT:
         """
         if not len(rows):
             return torch.empty(0, self.dim, device=self.model.device)
-        kept = self.kept_indices(pixels, motion, rows, first_frame)
+        return self._reduced(pixels, rows, i_features, self.kept_indices(pixels, motion, rows, first_frame))
+
+    def _reduced(self, pixels: Tensor, rows: Tensor, i_features: Tensor, kept: Tensor) -> Tensor:
+        """P-frames `rows` with the patches [len(rows), n] they keep, in batches."""
+        if not len(rows):
+            return torch.empty(0, self.dim, device=self.model.device)
         # A P-frame has a fraction of the tokens; larger batches keep the matrix products as large.
         batch = max(self.batch_size * self.model.vision.num_patches // self.num_kept, 1)
         parts = zip(rows.split(batch), i_features.split(batch), kept.split(batch), strict=True)
@@ -214,3 +286,52 @@ class ResidualViT:
         small = F.interpolate(pixels.float(), size=(grid * size, grid * size), mode="bilinear", antialias=True)
         patches = unfold_patches(small, size).to(vision.patch.weight.device, vision.patch.weight.dtype)
         return vision.patch(patches) + resize_positions(vision.positions, grid)
+
+
+class KeptPlanner:
+    """Plans one video for a `ResidualViT`; frames go in in order, in calls of any size, with the same result.
+
+    Which patches a P-frame keeps is `ResidualViT.kept_indices`: motion since the frame before decides, whatever that
+    frame was. (`planner.Planner` adds it up until a patch is refreshed; here nothing is ever refreshed.)
+    """
+
+    def __init__(self, encoder: ResidualViT, first_frame: int) -> None:
+        self._encoder = encoder
+        self._detector = CutDetector() if encoder.plan == "cuts" else None
+        self._frame = first_frame
+        self._since = encoder.interleave  # P-frames since the last I-frame
+        self._last: Tensor | None = None  # the frame before, where selection may look at differences
+
+    @torch.no_grad()
+    def add(self, pixels: Tensor, motion: Tensor | None = None) -> Plan:
+        """The next frames [T, 3, S, S] (and motion maps [T, S, S] or None) -> their part of the plan."""
+        roles = self._roles(pixels)
+        rows = torch.tensor([row for row, role in enumerate(roles) if role == "P"], dtype=torch.int64)
+        kept = list(self._kept(pixels, motion, rows)) if len(rows) else []
+        self._frame += len(pixels)
+        if len(pixels) and self._encoder.select in ("motion", "residual"):
+            self._last = pixels[-1:].clone()
+        return Plan.of(roles, kept)
+
+    def finish(self) -> Plan:
+        """Nothing is left over."""
+        return Plan.of("", [])
+
+    def _roles(self, pixels: Tensor) -> str:
+        if self._detector is None:
+            cuts = [False] * len(pixels)
+        else:
+            cuts = self._detector.add(pixels).tolist()
+        roles = ""
+        for cut in cuts:
+            full = cut or self._since >= self._encoder.interleave
+            self._since = 0 if full else self._since + 1
+            roles += "I" if full else "P"
+        return roles
+
+    def _kept(self, pixels: Tensor, motion: Tensor | None, rows: Tensor) -> Tensor:
+        maps = motion if self._encoder.select == "motion" else None
+        if maps is None and self._last is not None:  # differences reach back into the call before
+            together = torch.cat((self._last, pixels))
+            return self._encoder.kept_indices(together, None, rows + 1, self._frame - 1).cpu()
+        return self._encoder.kept_indices(pixels, maps, rows, self._frame).cpu()

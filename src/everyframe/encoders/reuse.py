@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from everyframe.backbone import Model
 from everyframe.cost import Rule, add_macs, frame_macs
+from everyframe.encoders.calibration import Calibration, resolve_calibration
 from everyframe.encoders.dense import check_frames, check_model, check_motion, full_frame_macs
 from everyframe.encoders.packed import packed_features
 from everyframe.encoders.plan import Plan, check_interleave, fixed_roles
@@ -38,6 +40,8 @@ class ReuseEncoder:
         or "adaptive": I-frames where what was left out adds up to `tolerance`, P-frames refresh what changed, at
         most a share 1 - `drop`, and frames in which nothing did are copied. `interleave` has no meaning then.
     tolerance: for "adaptive"; less is closer to dense and dearer, see `planner.py`.
+    two_sided: reuse from the I-frame that comes next too. It takes a group's delay, and one I-frame per pass that is
+        computed again in the next.
     seed: decides "random" and the order of equal scores; a frame's choice also depends on its number in the
         video, never on batching.
     batch_size: full frames' worth of tokens per forward pass, and at least one group.
@@ -54,6 +58,7 @@ class ReuseEncoder:
         *,
         plan: str = "fixed",
         tolerance: float = TOLERANCE,
+        two_sided: bool = False,
         seed: int = 0,
         batch_size: int = 32,
     ) -> None:
@@ -75,7 +80,21 @@ class ReuseEncoder:
             num_kept=self.num_kept,
             tolerance=float(tolerance),
             seed=seed,
+            two_sided=two_sided,
         )
+
+    @classmethod
+    def at_fidelity(
+        cls, model: Model, fidelity: float, calibration: str | Path | Calibration = "auto", *, batch_size: int = 32
+    ) -> ReuseEncoder:
+        """The cheapest adaptive encoder whose features have a mean cosine of `fidelity` to the dense ones.
+
+        As far as the videos are like those that were measured. calibration: a file that `everyframe calibrate` made,
+        or "auto": the one that comes with the model. Raises ValueError for a fidelity outside (0, 1),
+        CalibrationError without a calibration for these weights, or where it does not reach so high.
+        """
+        drop, tolerance = resolve_calibration(calibration, model).choose(fidelity)
+        return cls(model, drop=drop, plan="adaptive", tolerance=tolerance, batch_size=batch_size)
 
     @property
     def dim(self) -> int:
@@ -85,6 +104,11 @@ class ReuseEncoder:
     def group_size(self) -> int:
         """Frames from one I-frame to the next, at most."""
         return LONGEST_GROUP if self.plan == "adaptive" else self.interleave + 1
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Must the I-frame after the last group be at hand too?"""
+        return self.policy.two_sided
 
     @property
     def needs_motion(self) -> bool:
@@ -134,7 +158,8 @@ class ReuseEncoder:
         """
         check_frames(pixels, self.model)
         check_motion(motion, pixels)
-        return self.encode_planned(pixels, self.planner(first_frame).add(pixels, motion))
+        planner = self.planner(first_frame)
+        return self.encode_planned(pixels, planner.add(pixels, motion) + planner.finish())
 
     @torch.no_grad()
     def encode_planned(self, pixels: Tensor, plan: Plan) -> Tensor:
@@ -142,9 +167,18 @@ class ReuseEncoder:
         check_frames(pixels, self.model)
         if len(plan.roles) != len(pixels):
             raise ValueError(f"the plan is for {len(plan.roles)} frames, but there are {len(pixels)}")
-        parts = [
-            packed_features(self.model, pixels[first:last], plan[first:last]) for first, last in self._passes(plan)
-        ]
+        if plan.roles[:1] not in ("", "I"):
+            raise ValueError(f"the plan must begin with an I-frame, got {plan.roles[0]!r}; cut plans between groups")
+        patches = self.model.vision.num_patches
+        if len(plan.indices) and not 0 <= int(plan.indices.min()) <= int(plan.indices.max()) < patches:
+            raise ValueError(
+                f"the plan must refresh patches from 0 to {patches - 1}, those of {self.model.name}, "
+                f"got {int(plan.indices.min())} to {int(plan.indices.max())}"
+            )
+        parts = []
+        for first, last in self._passes(plan):
+            ahead = min(last + self.looks_ahead, len(plan.roles))  # the next I-frame
+            parts.append(packed_features(self.model, pixels[first:ahead], plan[first:ahead])[: last - first])
         return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.model.device)
 
     def _passes(self, plan: Plan) -> Iterator[tuple[int, int]]:
@@ -187,7 +221,7 @@ class ReuseEncoder:
         if self.plan != "fixed":
             raise ValueError(
                 f"with plan={self.plan!r} {what} depends on the video; everyframe plan VIDEO shows it, "
-                "and encoder.planner().add(pixels) gives the plan"
+                "and encoder.planner() makes the plan"
             )
 
 

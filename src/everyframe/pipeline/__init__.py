@@ -1,20 +1,27 @@
 """From videos to features: decode ahead, encode in batches, resume, report what failed."""
 
-from everyframe.pipeline.encode import Outcome, Sampling, encode_video, encode_videos
+from everyframe.pipeline.decoding import Sampling
+from everyframe.pipeline.encode import Outcome, encode_recipe, encode_video, encode_videos
 from everyframe.pipeline.plan import Forecast, forecast
+from everyframe.pipeline.recipe import RECIPE_SUFFIX, Recipe
+from everyframe.pipeline.restore import restore
 from everyframe.pipeline.resume import JOURNAL, is_address, output_paths
 from everyframe.pipeline.window import Window, read_window
 
 __all__ = [
     "JOURNAL",
+    "RECIPE_SUFFIX",
     "Forecast",
     "Outcome",
+    "Recipe",
     "Sampling",
     "Window",
+    "encode_recipe",
     "encode_video",
     "encode_videos",
     "forecast",
     "is_address",
     "output_paths",
     "read_window",
+    "restore",
 ]

@@ -1,63 +1,36 @@
 """From videos to features: decoding runs ahead in a thread, the encoder gets whole groups in batches.
 
-One thread decodes, resizes and normalises; the caller's thread encodes and writes. The queue between them
+One thread decodes, resizes, normalises and plans; the caller's thread encodes and writes. The queue between them
 holds a few chunks of preprocessed frames, so memory grows neither with a video's length nor with their number,
 and the next file is being opened while the last one is still being encoded.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any, Literal, TypeVar
 
 from everyframe.encoders import Encoder
+from everyframe.encoders.dense import full_frame_macs
 from everyframe.features import FeaturesError, VideoFeatures
-from everyframe.pipeline.resume import Journal, identity, is_done, source_name
-from everyframe.pipeline.window import Chunk, last_end, preprocessed
+from everyframe.pipeline.decoding import Finished, Sampling, model_facts, read_chunks
+from everyframe.pipeline.gather import AllFeatures, Gatherer, PlanAndIFeatures
+from everyframe.pipeline.recipe import RECIPE_SUFFIX, Recipe
+from everyframe.pipeline.resume import Journal, is_done, source_name
+from everyframe.pipeline.window import Chunk, last_end
 from everyframe.version import package_version
-from everyframe.video import SampledVideo, Source, VideoError, decode_ahead, sample_frames
+from everyframe.video import Source, VideoError, decode_ahead
 
+T = TypeVar("T")
 Status = Literal["done", "partial", "skipped", "failed"]
 Progress = Callable[[str, int, float], None]  # source's name, frames encoded so far, seconds of video so far
 
 _CHUNKS_AHEAD = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Which frames to encode: `fps` frames per second of [start, end) seconds; None means no limit.
-
-    keep_partial: keep what a damaged file still gives instead of refusing it.
-    """
-
-    fps: float = 3.0
-    start: float | None = None
-    end: float | None = None
-    keep_partial: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("fps", "start", "end"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"fps must be > 0, got {self.fps}")
-        if self.start is not None and not (math.isfinite(self.start) and self.start >= 0):
-            raise ValueError(f"start must be a number of seconds >= 0, got {self.start}")
-        if self.end is not None and not self.end > (self.start or 0.0):
-            raise ValueError(f"end must lie after the start ({self.start or 0.0} s), got {self.end}")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"fps": self.fps, "start": self.start, "end": self.end}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +43,6 @@ class Outcome:
     num_frames: int = 0
     seconds: float = 0.0
     error: str | None = None
-
-
-@dataclass
-class _Finished:
-    """After a video's last chunk: what is known of it, or why it broke off."""
-
-    video: dict[str, Any] = field(default_factory=dict)
-    motion_source: str | None = None
-    end_seconds: float | None = None
-    damage: list[str] = field(default_factory=list)
-    error: VideoError | None = None
 
 
 def encode_video(
@@ -103,11 +65,44 @@ def encode_video(
     Raises VideoError when the video cannot be read or has no frames there, ValueError for bad arguments.
     """
     sampling = Sampling(fps=fps, start=start, end=end, keep_partial=keep_partial)
+    return _encode(source, encoder, sampling, dtype, progress, AllFeatures)
+
+
+def encode_recipe(
+    source: Source,
+    encoder: Encoder,
+    *,
+    fps: float = 3.0,
+    start: float | None = None,
+    end: float | None = None,
+    keep_partial: bool = False,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Recipe:
+    """`encode_video`, but only the plan and the features of I-frames are kept: `restore` gives the others.
+
+    The whole video is encoded all the same. Arguments and errors are those of `encode_video`; dtype is that of the
+    features restored.
+    """
+    sampling = Sampling(fps=fps, start=start, end=end, keep_partial=keep_partial)
+    _check_recipe(encoder)
+    return _encode(source, encoder, sampling, dtype, progress, PlanAndIFeatures)
+
+
+def _encode(
+    source: Source,
+    encoder: Encoder,
+    sampling: Sampling,
+    dtype: str,
+    progress: Progress | None,
+    gather: Callable[[Encoder, str], Gatherer[T]],
+) -> T:
     _check_dtype(dtype)
     _check_encoder(encoder)
-    ahead = decode_ahead(_chunks(source, encoder, sampling), _CHUNKS_AHEAD)
+    ahead = decode_ahead(read_chunks(source, encoder, sampling), _CHUNKS_AHEAD)
     try:
-        return _consume(ahead, encoder, sampling, dtype, partial(progress or _silent, source_name(source)))
+        report = partial(progress or _silent, source_name(source))
+        return _consume(ahead, encoder, sampling, dtype, report, gather(encoder, dtype))
     finally:
         ahead.close()
 
@@ -121,6 +116,7 @@ def encode_videos(
     progress: Progress | None = None,
     journal_file: Path | None = None,
     retry_failed: bool = False,
+    recipe: bool = False,
 ) -> Iterator[Outcome]:
     """Encode many videos to feature files; one `Outcome` per video, in order. A bad video never stops the rest.
 
@@ -129,11 +125,17 @@ def encode_videos(
     write is left alone, and the video fails. Outputs appear whole or not at all.
     journal_file: where outcomes are appended; a file that could not be read before, and has not changed, is not
     tried again unless `retry_failed`.
+    recipe: write recipes (see `encode_recipe`) instead of features, to output files named NAME.recipe.npz.
     Raises ValueError for bad arguments before any work.
     """
     _check_dtype(dtype)
     _check_encoder(encoder)
-    work = _Work(encoder, sampling, dtype, Journal(journal_file), retry_failed)
+    if recipe:
+        _check_recipe(encoder)
+    for _, output in sources if recipe else ():
+        if not output.name.endswith(RECIPE_SUFFIX):
+            raise ValueError(f"{output}: a recipe must be named NAME{RECIPE_SUFFIX}, to be told from features")
+    work = _Work(encoder, sampling, dtype, Journal(journal_file), retry_failed, recipe)
     return _encode_each(sources, work, progress or _silent)
 
 
@@ -166,32 +168,34 @@ class _Work:
     dtype: str
     journal: Journal
     retry_failed: bool
+    recipe: bool
 
     @property
     def journal_settings(self) -> dict[str, Any]:
         return {**self.sampling.settings, "keep_partial": self.sampling.keep_partial, "version": package_version()}
 
-    def items(self, sources: Iterable[tuple[str | Path, Path]]) -> Iterator[Chunk | _Finished | Outcome]:
-        """For each video either an `Outcome`, when there is nothing to do, or its chunks and a `_Finished`."""
+    def items(self, sources: Iterable[tuple[str | Path, Path]]) -> Iterator[Chunk | Finished | Outcome]:
+        """For each video either an `Outcome`, when there is nothing to do, or its chunks and a `Finished`."""
         for source, output in sources:
             outcome = self._settled(source, output)
             if outcome is not None:
                 yield outcome
                 continue
             try:
-                yield from _chunks(source, self.encoder, self.sampling)
+                yield from read_chunks(source, self.encoder, self.sampling)
             except Exception as error:  # unforeseen; ending here would leave the videos after it without an answer
                 reason = f"{source}: cannot be read ({type(error).__name__}: {error})"
-                yield _Finished(error=VideoError(reason))
+                yield Finished(error=VideoError(reason))
 
     def _settled(self, source: str | Path, output: Path) -> Outcome | None:
-        facts = _model_facts(self.encoder)
+        facts = model_facts(self.encoder.model)
         wanted = {
             "model": {key: facts[key] for key in ("weights_sha256", "dtype", "preprocess")},
             "settings": {**self.encoder.settings, **self.sampling.settings, "stored_dtype": self.dtype},
         }
         try:
-            frames = is_done(source, output, wanted, keep_partial=self.sampling.keep_partial)
+            load = Recipe.load if self.recipe else VideoFeatures.load
+            frames = is_done(source, output, wanted, keep_partial=self.sampling.keep_partial, load=load)
             if frames is not None:
                 return Outcome(source=str(source), output=output, status="skipped", num_frames=frames)
             failure = None if self.retry_failed else self.journal.failed_before(source, self.journal_settings)
@@ -207,8 +211,10 @@ def _encode_to_file(
     items: Iterator[Any], source: str, output: Path, work: _Work, report: Callable[[int, float], None]
 ) -> tuple[Outcome, Literal["video", "output"] | None]:
     """One video of a batch; with a failure, whether its cause was the video or the output."""
+    gather = PlanAndIFeatures if work.recipe else AllFeatures
+    gatherer: Gatherer[Recipe | VideoFeatures] = gather(work.encoder, work.dtype)
     try:
-        feats = _consume(items, work.encoder, work.sampling, work.dtype, report)
+        feats = _consume(items, work.encoder, work.sampling, work.dtype, report, gatherer)
     except VideoError as error:
         return Outcome(source=source, output=output, status="failed", error=str(error)), "video"
     try:
@@ -228,55 +234,6 @@ def _encode_to_file(
     return outcome, None
 
 
-# --- decoding side ---------------------------------------------------------------------------------------
-
-
-def _chunks(source: Source, encoder: Encoder, sampling: Sampling) -> Iterator[Chunk | _Finished]:
-    """Chunks of whole groups, about `batch_size` frames, then exactly one `_Finished`.
-
-    Small chunks let the encoder start early: until the first is full, nothing overlaps.
-    """
-    per_chunk = encoder.group_size * max(encoder.batch_size // encoder.group_size, 1)
-    try:
-        sampled = sample_frames(
-            source,
-            sampling.fps,
-            start=sampling.start,
-            end=sampling.end,
-            motion=encoder.needs_motion,
-            on_damage="skip" if sampling.keep_partial else "raise",
-        )
-        with sampled:
-            yield from preprocessed(sampled, encoder.model, motion=encoder.needs_motion, per_chunk=per_chunk)
-            video = _video_facts(source, sampled, sampling)
-    except VideoError as error:
-        yield _Finished(error=error)
-        return
-    yield _Finished(
-        video=video,
-        motion_source=sampled.motion_source,
-        end_seconds=sampled.last_end_seconds,
-        damage=list(sampled.damage),
-    )
-
-
-def _video_facts(source: Source, sampled: SampledVideo, sampling: Sampling) -> dict[str, Any]:
-    info = sampled.info
-    read_to_its_end = sampling.end is None  # then what was there counts, not what the header said
-    facts: dict[str, Any] = {
-        "path": source_name(source),
-        "duration_seconds": sampled.last_end_seconds if read_to_its_end else info.duration_seconds,
-        "width": info.width,
-        "height": info.height,
-        "fps": info.average_fps,
-        "codec": info.codec,
-        "container": info.container,
-        "rotation": info.rotation,
-    }
-    facts.update(identity(source))
-    return facts
-
-
 # --- encoding side ---------------------------------------------------------------------------------------
 
 
@@ -286,69 +243,40 @@ def _consume(
     sampling: Sampling,
     dtype: str,
     report: Callable[[int, float], None],
-) -> VideoFeatures:
-    """Encode the chunks of one video up to its `_Finished`."""
-    rows = _Rows(encoder.dim, dtype)
+    gatherer: Gatherer[T],
+) -> T:
+    """Encode the chunks of one video up to its `Finished`."""
+    frames, last, macs = 0, 0.0, 0.0
     for item in ahead:
-        if isinstance(item, _Finished):
-            return _features(rows, item, encoder, sampling, dtype)
-        features = encoder.encode(item.pixels, item.motion, first_frame=len(rows.times))
-        rows.add(item.times, features.cpu().numpy())
-        report(len(rows.times), rows.times[-1])
+        if isinstance(item, Finished):
+            if item.error is not None:
+                raise item.error
+            settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": package_version()}
+            settings.update(_costs(encoder, frames, macs))
+            if item.motion_source is not None:
+                settings["motion_source"] = item.motion_source
+            if item.damage:
+                settings["damage"] = item.damage
+            provenance = {
+                "video": item.video,
+                "model": model_facts(encoder.model),
+                "settings": settings,
+                "end_seconds": last_end(last, item.end_seconds, sampling.end),
+            }
+            return gatherer.finish(provenance)
+        features, count = encoder.encode_planned(item.pixels, item.plan), len(item.times)
+        gatherer.add(item.times, item.plan[:count], features[:count].cpu().numpy())
+        frames, last = frames + count, item.times[-1]
+        macs += sum(encoder.plan_macs(item.plan, "all").values())
+        report(frames, last)
     raise RuntimeError("the decoding thread ended without finishing its video")
 
 
-class _Rows:
-    """Embeddings as they come, in one array that grows in place: of a long video no second copy is ever held."""
-
-    def __init__(self, dim: int, dtype: str) -> None:
-        self.times: list[float] = []
-        self._array = np.empty((0, dim), dtype)
-
-    def add(self, times: list[float], embeddings: np.ndarray) -> None:
-        first = len(self.times)
-        self.times += times
-        if len(self.times) > len(self._array):
-            self._array.resize((max(len(self.times), 5 * len(self._array) // 4), self._array.shape[1]), refcheck=False)
-        self._array[first : len(self.times)] = embeddings
-
-    def finish(self) -> np.ndarray:
-        """[T, dim], exactly the rows that were added."""
-        self._array.resize((len(self.times), self._array.shape[1]), refcheck=False)
-        return self._array
-
-
-def _features(rows: _Rows, finished: _Finished, encoder: Encoder, sampling: Sampling, dtype: str) -> VideoFeatures:
-    if finished.error is not None:
-        raise finished.error
-    settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": package_version()}
-    if finished.motion_source is not None:
-        settings["motion_source"] = finished.motion_source
-    if finished.damage:
-        settings["damage"] = finished.damage
-    return VideoFeatures(
-        times=np.array(rows.times, np.float64),
-        embeddings=rows.finish(),
-        roles=encoder.roles(len(rows.times)),
-        video=finished.video,
-        model=_model_facts(encoder),
-        settings=settings,
-        end_seconds=last_end(rows.times[-1], finished.end_seconds, sampling.end),
-    )
-
-
-def _model_facts(encoder: Encoder) -> dict[str, Any]:
-    model = encoder.model
-    return {
-        "id": model.name,
-        "family": model.family,
-        "dim": model.dim,
-        "weights_sha256": model.weights_sha256,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "projected": model.text is not None or model.vision.config.projection,
-        "normalised": True,
-        "preprocess": model.preprocess_settings,
-    }
+def _costs(encoder: Encoder, frames: int, macs: float) -> dict[str, float]:
+    """What was computed, in 10^9 multiply-accumulates per frame and as a share of dense encoding; the plan decides."""
+    dense = frames * sum(full_frame_macs(encoder.model, "all").values())
+    # Rounded, so that the order of additions, which depends on the batch size, leaves no trace.
+    return {"gflops_per_frame": float(f"{macs / frames / 1e9:.6g}"), "gflops_share": float(f"{macs / dense:.6g}")}
 
 
 def _check_dtype(dtype: str) -> None:
@@ -361,6 +289,11 @@ def _check_encoder(encoder: object) -> None:
         raise TypeError(
             f"encoder must be one such as ResidualViT(model) or DenseEncoder(model), got {type(encoder).__name__}"
         )
+
+
+def _check_recipe(encoder: Encoder) -> None:
+    if encoder.looks_ahead:
+        raise ValueError("a recipe's chunks stand alone and cannot look ahead; use two_sided=False, or keep features")
 
 
 def _silent(name: str, num_frames: int, seconds: float) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from everyframe.cost import flops
 from everyframe.encoders import Encoder
-from everyframe.pipeline.encode import Sampling
+from everyframe.pipeline.decoding import Sampling
 from everyframe.video import VideoError, probe
 
 _PROBED = 200  # of more videos only so many are opened beforehand
@@ -17,11 +17,14 @@ _PROBED = 200  # of more videos only so many are opened beforehand
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Estimates from the files' headers: `seconds` per video in order, frames to encode, multiply-accumulates."""
+    """Estimates from the files' headers: `seconds` per video in order, frames to encode, multiply-accumulates.
+
+    macs: None where they depend on what the videos show, as with every plan but "fixed".
+    """
 
     seconds: list[float]
     num_frames: int
-    macs: float
+    macs: float | None
 
     @property
     def total_seconds(self) -> float:
@@ -38,7 +41,8 @@ def forecast(sources: Sequence[str | Path], encoder: Encoder, sampling: Sampling
     expected = [known.get(index, average) for index in range(len(sources))]
     seconds = [each for each, _ in expected]
     frames = round(sum(number for _, number in expected))
-    return Forecast(seconds=seconds, num_frames=frames, macs=frames * flops(encoder).per_frame)
+    macs = frames * flops(encoder).per_frame if encoder.plan == "fixed" else None
+    return Forecast(seconds=seconds, num_frames=frames, macs=macs)
 
 
 def _expect(source: str | Path, sampling: Sampling) -> tuple[float, float]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
 from everyframe.video import Source
@@ -58,16 +58,36 @@ class Journal:
             file.write(json.dumps(entry) + "\n")
 
 
-def is_done(source: str | Path, output: Path, wanted: dict[str, dict[str, Any]], *, keep_partial: bool) -> int | None:
+class Encoded(Protocol):
+    """What is asked of features or a recipe."""
+
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def video(self) -> dict[str, Any]: ...
+    @property
+    def model(self) -> dict[str, Any]: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+
+def is_done(
+    source: str | Path,
+    output: Path,
+    wanted: dict[str, dict[str, Any]],
+    *,
+    keep_partial: bool,
+    load: Callable[[Path], Encoded] = VideoFeatures.load,
+) -> int | None:
     """Frames in `output` where it already holds this video with these settings, None where there is work to do.
 
-    wanted: "model" and "settings", the provenance that must agree. Raises FeaturesError where the file is
-    somebody else's: not made by everyframe, or the features of another video.
+    wanted: "model" and "settings", the provenance that must agree. load: reads what `output` holds.
+    Raises FeaturesError where the file is somebody else's: not made by everyframe, or the features of another video.
     """
     if not output.exists():
         return None
     try:
-        feats = VideoFeatures.load(output)
+        feats = load(output)
     except ForeignFileError as error:  # somebody's own work under that name
         raise FeaturesError(
             f"{error}; it is not overwritten: move it away, or choose another --out for {source}"

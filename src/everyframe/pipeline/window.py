@@ -1,11 +1,11 @@
-"""From a file to what encoders take: sampled frames, resized and normalised, with their times and motion.
+"""From a file to what encoders take: sampled frames, resized and normalised, planned, in chunks of whole groups.
 
 T sampled frames, S side of the model's input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,19 +14,32 @@ import torch
 from torch import Tensor
 
 from everyframe.backbone import Model
-from everyframe.video import SampledVideo, Source, sample_frames
+from everyframe.encoders import FramePlanner, Plan
+from everyframe.video import Sample, Source, sample_frames
 
 _RAW_BYTES = 24 << 20  # decoded frames waiting to be preprocessed together
 _RAW_FRAMES = 16
 
 
 @dataclass
-class Chunk:
-    """Preprocessed frames of one video: times in seconds, pixels float32 [T, 3, S, S], motion float32 [T, S, S]."""
+class Part:
+    """A few preprocessed frames: times in seconds, pixels float32 [T, 3, S, S], motion float32 [T, S, S] or None."""
 
     times: list[float]
     pixels: Tensor
     motion: Tensor | None
+
+
+@dataclass
+class Chunk:
+    """Whole groups of one video, to be encoded in one call: times in seconds, pixels float32 [T, 3, S, S].
+
+    Where the encoder looks ahead, pixels and plan have the next I-frame as one frame more than there are times.
+    """
+
+    times: list[float]
+    pixels: Tensor
+    plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,47 +75,89 @@ def read_window(
     """
     on_damage: Literal["skip", "raise"] = "skip" if keep_partial else "raise"
     with sample_frames(source, fps, start=start, end=end, motion=motion, on_damage=on_damage) as sampled:
-        (chunk,) = preprocessed(sampled, model, motion=motion)
+        parts = list(preprocessed(sampled, model, motion=motion))
+    times = [time for part in parts for time in part.times]
     return Window(
-        times=np.array(chunk.times, np.float64),
-        pixels=chunk.pixels,
-        motion=chunk.motion,
+        times=np.array(times, np.float64),
+        pixels=torch.cat([part.pixels for part in parts]),
+        motion=torch.cat([part.motion for part in parts if part.motion is not None]) if motion else None,
         motion_source=sampled.motion_source,
-        end_seconds=last_end(chunk.times[-1], sampled.last_end_seconds, end),
+        end_seconds=last_end(times[-1], sampled.last_end_seconds, end),
     )
 
 
-def preprocessed(sampled: SampledVideo, model: Model, *, motion: bool, per_chunk: int | None = None) -> Iterator[Chunk]:
-    """Collect frames, preprocess them a few at a time, hand out chunks of `per_chunk`; None: all of them in one."""
-    times: list[float] = []
-    pixels: list[Tensor] = []
-    maps: list[Tensor] = []
-    raw: list[np.ndarray] = []
-    raw_maps: list[np.ndarray] = []
+def preprocessed(samples: Iterable[Sample], model: Model, *, motion: bool) -> Iterator[Part]:
+    """Preprocess frames a few at a time; how many does not depend on what they are for."""
+    waiting: list[Sample] = []
+    for sample in samples:
+        waiting.append(sample)
+        if len(waiting) * sample.pixels.nbytes >= _RAW_BYTES or len(waiting) >= _RAW_FRAMES:
+            yield _part(waiting, model, motion)
+            waiting = []
+    if waiting:
+        yield _part(waiting, model, motion)
 
-    def flush() -> None:
-        if raw:
-            frames = np.stack(raw)
-            pixels.append(model.preprocess(frames))
-            if motion:
-                maps.append(model.preprocess_motion(np.stack(raw_maps), frames.shape[1:3]))
-            raw.clear()
-            raw_maps.clear()
 
-    for sample in sampled:
-        times.append(sample.time)
-        raw.append(sample.pixels)
-        if sample.motion is not None:
-            raw_maps.append(sample.motion)
-        if len(raw) * sample.pixels.nbytes >= _RAW_BYTES or len(raw) >= _RAW_FRAMES:
-            flush()
-        if len(times) == per_chunk:
-            flush()
-            yield Chunk(times, torch.cat(pixels), torch.cat(maps) if maps else None)
-            times, pixels, maps = [], [], []
-    flush()
-    if times:
-        yield Chunk(times, torch.cat(pixels), torch.cat(maps) if maps else None)
+def _part(samples: list[Sample], model: Model, motion: bool) -> Part:
+    frames = np.stack([sample.pixels for sample in samples])
+    maps = None
+    if motion:
+        raw = np.stack([sample.motion for sample in samples if sample.motion is not None])
+        maps = model.preprocess_motion(raw, frames.shape[1:3])
+    return Part([sample.time for sample in samples], model.preprocess(frames), maps)
+
+
+def planned(parts: Iterable[Part], planner: FramePlanner, size: int, *, look_ahead: bool = False) -> Iterator[Chunk]:
+    """Chunks of as many whole groups as `size` frames hold, and of at least one group.
+
+    look_ahead: with the I-frame that follows, if any, as one more frame of the pixels and the plan.
+    """
+    waiting, plan = _Waiting(), Plan.of("", [])
+    for part in parts:
+        plan += planner.add(part.pixels, part.motion)
+        waiting.add(part)
+        while cut := _boundary(plan.roles, size):
+            yield Chunk(*waiting.take(cut, cut + look_ahead), plan[: cut + look_ahead])
+            plan = plan[cut:]
+    plan += planner.finish()
+    if plan.roles:
+        yield Chunk(*waiting.take(len(plan.roles), len(plan.roles)), plan)
+
+
+def regrouped(parts: Iterable[Part], plans: Iterable[Plan]) -> Iterator[Chunk]:
+    """The chunks of plans that are known already."""
+    waiting, source = _Waiting(), iter(parts)
+    for plan in plans:
+        while len(waiting.times) < len(plan.roles):
+            waiting.add(next(source))
+        yield Chunk(*waiting.take(len(plan.roles), len(plan.roles)), plan)
+
+
+def _boundary(roles: str, size: int) -> int:
+    """Frames in the next chunk, or 0 where it takes more frames to tell."""
+    if len(roles) <= size:
+        return 0
+    within = roles.rfind("I", 1, size + 1)
+    return within if within > 0 else max(roles.find("I", size + 1), 0)
+
+
+class _Waiting:
+    """Frames that are waiting to become a chunk."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._pixels: list[Tensor] = []
+
+    def add(self, part: Part) -> None:
+        self.times += part.times
+        self._pixels.append(part.pixels)
+
+    def take(self, count: int, seen: int) -> tuple[list[float], Tensor]:
+        """Times of the first `count` frames, which wait no longer, and pixels of the first `seen`."""
+        pixels = torch.cat(self._pixels)
+        times, self.times = self.times[:count], self.times[count:]
+        self._pixels = [pixels[count:].clone()]  # not a view: it would keep all of them in memory
+        return times, pixels[:seen]
 
 
 def last_end(last: float, decoded: float | None, asked: float | None) -> float | None:

@@ -27,7 +27,7 @@ def patch_cells(pixels: Tensor, patch_size: int) -> Tensor:
     # Rows first: adding whole rows is what memory likes best.
     means = inside.unflatten(2, (-1, side)).float().sum(3).unflatten(3, (-1, side)).sum(4) / side**2
     patches = means.unflatten(3, (grid, cells)).unflatten(2, (grid, cells)).permute(0, 2, 4, 3, 5, 1)
-    return patches.reshape(len(pixels), grid * grid, -1).cpu()
+    return patches.flatten(3).flatten(1, 2).cpu()
 
 
 def patch_change(cells: Tensor, reference: Tensor) -> Tensor:

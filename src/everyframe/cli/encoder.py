@@ -1,0 +1,161 @@
+"""Which encoder the options of a command ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everyframe.cli.options import given
+
+if TYPE_CHECKING:
+    from everyframe.backbone import Model
+    from everyframe.encoders import Encoder
+
+ENCODERS = ("reuse", "residual", "dense")
+PLANS = ("fixed", "cuts", "adaptive")
+
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder", help="reuse, residual (ResidualViT) or dense. (default: reuse; residual with --residual)"
+    ),
+]
+PlanOption = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        help="Where I-frames are: fixed (after every N P-frames), cuts (also where a shot begins) or adaptive (where "
+        "enough has changed). (default: adaptive; fixed with --interleave, --select or --encoder residual)",
+    ),
+]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        help="How much change an adaptive plan leaves out before the next I-frame; less is closer to dense and dearer. "
+        "(default: 1)",
+    ),
+]
+FidelityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--fidelity", help="Mean cosine to dense features to reach; a calibration says which --drop and --tolerance."
+    ),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        help="For --fidelity: a file of everyframe calibrate, or auto: what comes with the model. (default: auto)",
+    ),
+]
+GroupOption = Annotated[
+    int | None,
+    typer.Option("--interleave", help="N, P-frames after each I-frame. (default: 5; 2 with --encoder residual)"),
+]
+SelectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--select",
+        help="Which patches P-frames compute: change (reuse alone), motion, residual, center, uniform or random. "
+        "(default: change; motion with --encoder residual)",
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--residual",
+        help="ResidualViT's tokenizer: auto, none, or a file; means --encoder residual. (default: auto)",
+    ),
+]
+
+_WHY = {
+    "plan": "every frame is an I-frame",
+    "interleave": "it sets I-frames where the video changes; --plan fixed has a number of P-frames",
+    "tolerance": "only --plan adaptive has one",
+    "fidelity": "only --encoder reuse --plan adaptive is calibrated",
+    "calibration": "only --encoder reuse --plan adaptive is calibrated",
+    "residual": "only --encoder residual has a residual token",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An encoder by name, and the arguments of its constructor, or, with "fidelity", of `at_fidelity`."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    @property
+    def adaptive(self) -> bool:
+        return self.name == "reuse" and self.arguments.get("plan", "adaptive") == "adaptive"
+
+    def make(self, model: Model, batch_size: int | None = None) -> Encoder:
+        from everyframe.encoders import DenseEncoder, ResidualViT, ReuseEncoder
+
+        arguments = {**self.arguments, **given(batch_size=batch_size)}
+        if "fidelity" in arguments:
+            return ReuseEncoder.at_fidelity(model, **arguments)
+        if self.name == "reuse":
+            return ReuseEncoder(model, **arguments)
+        return ResidualViT(model, **arguments) if self.name == "residual" else DenseEncoder(model, **arguments)
+
+
+def choose_encoder(**options: Any) -> Choice:
+    """From the options that were set; ValueError, before a model is loaded, where they contradict each other."""
+    asked = given(**options)
+    implied = "residual" if "residual" in asked else "reuse"
+    name = asked.pop("encoder", implied)
+    if name not in ENCODERS:
+        raise ValueError(f"--encoder must be reuse, residual or dense, got {name!r}")
+    if asked.get("plan") not in (None, *PLANS):
+        raise ValueError(f"--plan must be fixed, cuts or adaptive, got {asked['plan']!r}")
+    who = "--residual" if options.get("encoder") is None else f"--encoder {name}"
+    if name == "reuse":
+        return _reuse(asked, who)
+    if name == "residual":
+        return _residual(asked, who)
+    _refuse(asked, asked, who)
+    return Choice(name="dense", arguments={})
+
+
+def _residual(asked: dict[str, Any], who: str) -> Choice:
+    _refuse(asked, ("tolerance", "fidelity", "calibration"), who)
+    if asked.get("plan") == "adaptive":
+        raise ValueError(f"--plan adaptive has no meaning with {who}: only --encoder reuse has adaptive plans")
+    if asked.get("residual") == "none":
+        asked["residual"] = None
+    return Choice(name="residual", arguments=asked)
+
+
+def _reuse(asked: dict[str, Any], who: str) -> Choice:
+    _refuse(asked, ("residual",), who)
+    fixed = "interleave" in asked or asked.get("select", "change") != "change"
+    implied = "fixed" if fixed else "adaptive"
+    by = "--interleave" if "interleave" in asked else f"--select {asked.get('select')}"
+    who = f"--plan {asked['plan']}" if "plan" in asked else by
+    if asked.setdefault("plan", implied) != "adaptive":
+        _refuse(asked, ("tolerance", "fidelity", "calibration"), who)
+        return Choice(name="reuse", arguments=asked)
+    _refuse(asked, ("interleave",), who)
+    if asked.pop("select", "change") != "change":
+        raise ValueError("--select has no meaning with --plan adaptive: it computes the patches that changed")
+    if "fidelity" not in asked:
+        if "calibration" in asked:
+            raise ValueError("--calibration has no meaning without --fidelity, which chooses from it")
+        return Choice(name="reuse", arguments=asked)
+    for name in ("drop", "tolerance"):
+        if name in asked:
+            raise ValueError(f"--{name} has no meaning with --fidelity: the calibration says which --{name} reaches it")
+    del asked["plan"]
+    return Choice(name="reuse", arguments=asked)
+
+
+def _refuse(asked: dict[str, Any], names: Iterable[str], who: str) -> None:
+    for name in names:
+        if name in asked:
+            why = f": {_WHY[name]}" if name in _WHY else ""
+            raise ValueError(f"--{name} has no meaning with {who}{why}")
