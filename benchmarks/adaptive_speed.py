@@ -106,7 +106,7 @@ def queries(encoder: ReuseEncoder, plan: Plan) -> dict[str, int]:
     counts = (plan.counts + vision.num_prefix).tolist()
     full = plan.roles.count("I") * (vision.num_prefix + vision.num_patches)
     reduced = padded = 0
-    for first, last in encoder._passes(plan):
+    for first, last, *_ in encoder._passes(plan):
         groups = [[counts[first + frame] for frame in group] for group in plan[first:last].groups()]
         for k in range(1, max(map(len, groups))):
             step = [group[k] for group in groups if len(group) > k]

@@ -44,17 +44,22 @@ def render(folder: Path, style: str, number: int, videos: int) -> list[Path]:
     return sorted(folder.glob("*.mp4"))
 
 
-def measure(model: ef.Model, files: list[Path], calibration: Calibration, target: float) -> dict[str, Any]:
+Frames = tuple[torch.Tensor, np.ndarray]  # pixels and dense features of one video
+
+
+def read(model: ef.Model, file: Path) -> Frames:
+    window = read_window(file, model, fps=FPS, motion=False)
+    return window.pixels, DenseEncoder(model).encode(window.pixels).numpy()
+
+
+def measure(model: ef.Model, videos: list[Frames], calibration: Calibration, target: float) -> dict[str, Any]:
     encoder = ReuseEncoder.at_fidelity(model, target, calibration)
-    dense = DenseEncoder(model)
-    found, macs, predicted = [], 0.0, []
-    for file in files:
-        window = read_window(file, model, fps=FPS, motion=False)
+    found, macs, predicted = [], 0.0, 0.0
+    for pixels, full in videos:
         planner = encoder.planner()
-        plan = planner.add(window.pixels)
-        features = encoder.encode_planned(window.pixels, plan).numpy()
-        found.append(fidelity(features, dense.encode(window.pixels).numpy()))
-        predicted.append((len(plan.roles), calibration.predict(plan.roles, planner.left_out)))
+        plan = planner.add(pixels) + planner.finish()
+        found.append(fidelity(encoder.encode_planned(pixels, plan).numpy(), full))
+        predicted += len(full) * calibration.predict(plan.roles, planner.left_out)
         macs += sum(encoder.plan_macs(plan, "all").values())
     frames = np.concatenate(found)
     return {
@@ -62,9 +67,9 @@ def measure(model: ef.Model, files: list[Path], calibration: Calibration, target
         "tolerance": encoder.policy.tolerance,
         "fidelity": float(frames.mean()),
         "fidelity_p5": float(np.percentile(frames, 5)),
-        "predicted": sum(count * value for count, value in predicted) / len(frames),
+        "predicted": predicted / len(frames),
         "frames": len(frames),
-        "cost": macs / (ef.flops(dense, rule="all").per_frame * len(frames)),
+        "cost": macs / (ef.flops(DenseEncoder(model), rule="all").per_frame * len(frames)),
         "videos": [float(each.mean()) for each in found],
     }
 
@@ -79,7 +84,8 @@ def main() -> None:
     model = ef.load("bundled")
     shipped = resolve_calibration(arguments.calibration, model)
     files = {
-        style: render(arguments.work / style, style, number, arguments.videos) for number, style in enumerate(SPLITS)
+        style: [read(model, file) for file in render(arguments.work / style, style, number, arguments.videos)]
+        for number, style in enumerate(SPLITS)
     }
     results: dict[str, Any] = {"synthetic": [], "real": []}
     for target in TARGETS:
@@ -98,8 +104,9 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             own, _ = calibrate([other for other in clips if other != clip], model)
+        frames = [read(model, clip)]
         for target in TARGETS:
-            row = {"clip": clip.name, "target": target, **measure(model, [clip], own, target)}
+            row = {"clip": clip.name, "target": target, **measure(model, frames, own, target)}
             results["real"].append(row)
             print(f"{clip.name}: asked {target:.2f}, measured {row['fidelity']:.4f} at {row['cost']:.0%}")
     record = {"version": package_version(), "torch": torch.__version__, "fps": FPS}

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import everyframe as ef
 from everyframe.cli import app
 from everyframe.encoders.calibration import Calibration, Point
-from everyframe.encoders.planner import NOISE
+from everyframe.encoders.planner import NOISE, STALE
+from everyframe.preview import preview_video
 from everyframe.synthetic import synthesize
 from everyframe.timeline import debts, plan_line, plan_picture, spread_out
 from everyframe.tokens.change import patch_cells
@@ -188,16 +189,17 @@ def naive_plan(model: ef.Model, video: Path, tolerance: float, most: int) -> tup
     """The adaptive rule once more, frame by frame, without shots: roles, patches refreshed, change left out."""
     frames = np.stack([sample.pixels for sample in sample_frames(video, 3.0)])
     cells = patch_cells(model.preprocess(frames), model.vision.config.patch_size).double()
-    shown, debt = cells[0].clone(), 0.0
+    shown, first, debt = cells[0].clone(), cells[0], 0.0
     roles, counts, left_out = "I", [0], [0.0]
     for now in cells[1:]:
         change = ((now - shown) ** 2).mean(1)
         order = change.argsort(descending=True)[: min(most, int((change > NOISE).sum()))]
         left = change.sqrt()
         left[order] = 0
+        left = left + STALE * ((shown - first) ** 2).mean(1).sqrt()
         debt += float(left.mean())
         if debt > tolerance:
-            shown, debt = now.clone(), 0.0
+            shown, first, debt = now.clone(), now, 0.0
             roles, counts, left_out = roles + "I", [*counts, 0], [*left_out, 0.0]
             continue
         shown[order] = now[order]
@@ -250,6 +252,15 @@ def test_plan_is_the_plan_of_encode(videos: dict, tmp_path: Path) -> None:
         assert facts["cuts"] and all(feats.roles[i] == "I" for i in _rows(feats, facts["cuts"]) if not options)
     part = plan_json(videos["cuts"], "--start", 2, "--end", 4, "--fps", 6)
     assert part["frames"] == 12 and (part["start_seconds"], part["end_seconds"]) == pytest.approx((2, 4))
+
+
+@pytest.mark.parametrize("plan", ["adaptive", "cuts"])
+def test_a_preview_waits_for_plans_that_look_ahead(model: ef.Model, videos: dict, plan: str) -> None:
+    encoder = ef.ReuseEncoder(model, plan=plan, two_sided=True)
+    seen = preview_video(videos["cuts"], encoder, pictures=True)
+    feats = ef.encode_video(videos["cuts"], encoder)
+    assert seen.plan.roles == feats.roles and len(seen.times) == feats.num_frames
+    assert [time for time, _ in seen.pictures] == feats.times[[role == "I" for role in feats.roles]].tolist()
 
 
 def _rows(feats: ef.VideoFeatures, times: list[float]) -> list[int]:

@@ -111,6 +111,9 @@ def test_chunks_hold_as_many_whole_groups_as_fit(roles: str, size: int, expected
             part = [roles[int(number)] for number in pixels[:, 0, 0, 0]]
             return Plan.of("".join(part), [torch.tensor([1, 2])] * part.count("P"))
 
+        def finish(self) -> Plan:
+            return Plan.of("", [])
+
     starts = range(0, len(roles), per_part)
     parts = [
         Part([float(t) for t in range(a, min(a + per_part, len(roles)))], pixels[a : a + per_part], None)
@@ -122,6 +125,27 @@ def test_chunks_hold_as_many_whole_groups_as_fit(roles: str, size: int, expected
     for chunk in chunks:
         assert chunk.pixels[:, 0, 0, 0].tolist() == chunk.times
         assert chunk.plan.roles[0] == "I" and len(chunk.plan.indices) == 2 * chunk.plan.roles.count("P")
+
+    class Lagging(Known):
+        """What is decided are the groups whose next I-frame is there, and that I-frame."""
+
+        def __init__(self) -> None:
+            self.seen, self.told = Plan.of("", []), 0
+
+        def add(self, pixels: torch.Tensor, motion: torch.Tensor | None = None) -> Plan:
+            self.seen += super().add(pixels)
+            first, self.told = self.told, max(self.told, self.seen.roles.rfind("I") + 1)
+            return self.seen[first : self.told]
+
+        def finish(self) -> Plan:
+            return self.seen[self.told :]
+
+    ahead = list(planned(parts, Lagging(), size, look_ahead=True))
+    assert [len(chunk.times) for chunk in ahead] == expected
+    for place, (chunk, alone) in enumerate(zip(ahead, chunks, strict=True)):
+        more = place + 1 < len(expected)
+        assert chunk.plan.roles == alone.plan.roles + "I" * more
+        assert chunk.pixels[:, 0, 0, 0].tolist() == alone.times + chunks[place + 1].times[:1] if more else alone.times
 
 
 def test_settings_say_what_was_computed(model: Model, clip: Path) -> None:

@@ -294,7 +294,8 @@ def steps(times):
         (0.145, "IPPPCPPPCPPP"),
     ],
 )
-def test_an_i_frame_comes_when_the_debt_passes_the_tolerance(tolerance, roles):
+def test_an_i_frame_comes_when_the_debt_passes_the_tolerance(tolerance, roles, monkeypatch):
+    monkeypatch.setattr("everyframe.encoders.planner.STALE", 0.0)
     own = adaptive(1, tolerance)
     result = own.add(steps((1, 5, 9)))
     assert result.roles == roles
@@ -305,7 +306,17 @@ def test_an_i_frame_comes_when_the_debt_passes_the_tolerance(tolerance, roles):
     assert own.left_out == pytest.approx(expected, abs=1e-6)
 
 
-def test_tolerance_0_leaves_nothing_out():
+def test_a_state_that_has_moved_from_the_i_frame_is_a_debt_too():
+    pixels = still(12)
+    shift(pixels[2:], 13, 0.5)
+    share = 0.3 * 0.5 / PATCHES  # of a patch refreshed in frame 2, from frame 3 on
+    own = adaptive(4, 5.5 * share)
+    assert own.add(pixels).roles == "ICPCCCCCICCC"
+    assert own.left_out == pytest.approx([0.0] * 3 + [share] * 5 + [0.0] * 4, abs=1e-6)
+
+
+def test_tolerance_0_leaves_nothing_out(monkeypatch):
+    monkeypatch.setattr("everyframe.encoders.planner.STALE", 0.0)
     pixels = still(8)
     shift(pixels[2:], 4, 0.5)
     shift(pixels[4:], 5, 0.01)  # within noise, but not the same
@@ -327,7 +338,8 @@ def test_the_most_changed_come_first_and_never_more_than_the_cap():
     assert patches_of(result) == [[8, 12], [20, 24], [3]]
 
 
-def test_debt_does_not_outlive_its_i_frame():
+def test_debt_does_not_outlive_its_i_frame(monkeypatch):
+    monkeypatch.setattr("everyframe.encoders.planner.STALE", 0.0)
     pixels = steps((1, 5, 9))
     pixels[4:] = still(8, seed=9)  # a cut: no steps after it
     own = adaptive(1, 0.049)

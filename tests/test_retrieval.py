@@ -133,6 +133,14 @@ def test_load_folder_reports_what_it_cannot_read(tmp_path):
         list(load_folder(tmp_path))
 
 
+def test_recipes_are_no_features(tmp_path):
+    (tmp_path / "b.recipe.npz").write_bytes(b"anything")
+    with pytest.raises(FeaturesError, match="holds recipes alone; everyframe restore makes features"):
+        load_folder(tmp_path)
+    VIDEOS[0].save(tmp_path / "a.npz")
+    assert [feats.video["path"] for feats in load_folder(tmp_path)] == ["a.mp4"]
+
+
 def test_load_folder_without_features_raises_at_once(tmp_path):
     with pytest.raises(FeaturesError, match="holds no features"):
         load_folder(tmp_path)

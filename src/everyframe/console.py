@@ -155,13 +155,23 @@ def show_outcomes(outcomes: list[Outcome], wall: float, *, as_json: bool, quiet:
         if frames:
             text += (
                 f": {frames} features of {seconds:.1f} s of video in {wall:.1f} s "
-                f"({speed['frames_per_second']:.1f} frames/s, {speed['times_realtime']:.1f}x realtime)"
+                f"({speed['frames_per_second']:.1f} frames/s, {speed['times_realtime']:.1f}x realtime), "
+                f"{_cost(outcomes)}"
             )
         say(text)
     if as_json or quiet:
         for outcome in outcomes:
             if outcome.status in ("failed", "partial"):
                 say(f"everyframe: {outcome.status}: {outcome.error}", style="red", error=True)
+
+
+def _cost(outcomes: list[Outcome]) -> str:
+    """Multiply-accumulates per frame of what was encoded, and as a share of dense."""
+    made = [outcome for outcome in outcomes if outcome.gflops_per_frame and outcome.gflops_share]
+    frames = sum(outcome.num_frames for outcome in made)
+    total = sum((outcome.gflops_per_frame or 0) * outcome.num_frames for outcome in made)
+    dense = sum((outcome.gflops_per_frame or 0) / (outcome.gflops_share or 1) * outcome.num_frames for outcome in made)
+    return f"{total / frames:.3g} GFLOPs per frame, {total / dense:.0%} of dense"
 
 
 def show_facts(facts: dict[str, Any], as_json: bool) -> None:

@@ -24,6 +24,7 @@ from everyframe.extras import require
 
 FORMAT = "everyframe-features"
 FORMAT_VERSION = 1
+RECIPE_SUFFIX = ".recipe.npz"  # what `pipeline.recipe` writes: no features, though it ends like them
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5", ".parquet")
 
 
@@ -160,7 +161,7 @@ def _decode_npz(path: Path) -> Content:
         if "metadata" not in arrays:
             raise _foreign(path)
         if "i_features" in arrays:
-            raise ForeignFileError(f"{path} is a recipe, not features; everyframe.pipeline.restore makes them from it")
+            raise ForeignFileError(f"{path} is a recipe, not features; everyframe restore makes them from it")
         return Content(json.loads(str(arrays["metadata"])), arrays["times"], arrays["embeddings"])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn import functional as F
 
 from everyframe.backbone import Model
 from everyframe.cost import Rule
@@ -122,6 +123,7 @@ def preview_video(
     planner, detector = encoder.planner(), CutDetector()
     times: list[float] = []
     cuts: list[int] = []
+    waiting: list[tuple[float, np.ndarray]] = []  # pictures of frames that are not decided yet
     kept: list[tuple[float, bytes]] = []
     plans: list[Plan] = []
     planning = 0.0
@@ -140,9 +142,12 @@ def preview_video(
             plans.append(piece)
             cuts += (np.flatnonzero(detector.add(part.pixels)) + len(times)).tolist()
             if pictures:
-                kept += _pictures(encoder.model, part.pixels, part.times, piece.roles)
+                waiting += zip(part.times, _small(encoder.model, part.pixels), strict=True)
+                kept += _pictures(waiting, piece.roles)
             times += part.times
             beside += time.perf_counter() - after
+    plans.append(planner.finish())
+    kept += _pictures(waiting, plans[-1].roles)
     left_out: list[float] = getattr(planner, "left_out", [])
     stop = last_end(times[-1], sampled.last_end_seconds, end)
     return Preview(
@@ -166,13 +171,20 @@ def _joined(plans: list[Plan]) -> Plan:
     return plans[0]
 
 
-def _pictures(model: Model, pixels: Tensor, times: list[float], roles: str) -> list[tuple[float, bytes]]:
-    """Small JPEGs of the I-frames among some frames."""
-    rows = [row for row, role in enumerate(roles) if role == "I"]
-    frames = model.pack(pixels[rows]).float()
+def _small(model: Model, pixels: Tensor) -> np.ndarray:
+    """Frames as the model sees them, shrunk: uint8 [T, H, W, 3]."""
+    frames = model.pack(pixels).float()
     if frames.shape[-1] > _THUMBNAIL:
-        from torch.nn.functional import interpolate
+        frames = F.interpolate(frames, size=(_THUMBNAIL, _THUMBNAIL), mode="bilinear", antialias=True)
+    return frames.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
-        frames = interpolate(frames, size=(_THUMBNAIL, _THUMBNAIL), mode="bilinear", antialias=True)
-    small = frames.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return [(times[row], write_image(None, picture, quality=80)) for row, picture in zip(rows, small, strict=True)]
+
+def _pictures(waiting: list[tuple[float, np.ndarray]], roles: str) -> list[tuple[float, bytes]]:
+    """JPEGs of the I-frames among the first frames, which wait no longer."""
+    decided = waiting[: len(roles)]
+    del waiting[: len(roles)]
+    return [
+        (time, write_image(None, frame, quality=80))
+        for role, (time, frame) in zip(roles, decided, strict=False)
+        if role == "I"
+    ]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from reference import residual
 
 NOISE = 0.01
+STALE = 0.3
 LONGEST_GROUP = 48
 
 
@@ -66,6 +67,13 @@ class Reader:
             hidden = self._through(layer, state, hidden)
         return F.normalize(self._pooled(hidden), dim=0)
 
+    def borrow(self, other: "Reader", patches: list[int]) -> None:
+        """Take these patches' keys and values, of every layer, from another reader."""
+        for own, theirs in zip(self.state, other.state, strict=True):
+            for token in (self.prefix + patch for patch in patches):
+                if token in theirs:
+                    own[token] = theirs[token]
+
     def _through(self, layer: Layer, state: dict, hidden: dict[int, Tensor]) -> dict[int, Tensor]:
         attention = layer.attention
         normed = {token: layer.norm1(value) for token, value in hidden.items()}
@@ -99,15 +107,23 @@ class Reader:
 
 
 @torch.no_grad()
-def encode(folder, pixels: Tensor, roles: str, kept: list[list[int]]) -> Tensor:
-    """float32 [T, D], unit rows; `kept` are the patches of each P-frame, in order."""
-    reader, features, remaining = Reader(folder), [], list(kept)
-    for image, role in zip(pixels, roles, strict=True):
+def encode(folder, pixels: Tensor, roles: str, kept: list[list[int]], lent: list[list[int]] | None = None) -> Tensor:
+    """float32 [T, D], unit rows; `kept` are the patches of each P-frame, in order, `lent` those of the next I-frame."""
+    reader, features, remaining, borrowed = Reader(folder), [], list(kept), list(lent or [])
+    after: dict[int, Reader] = {}  # of the I-frames that lend
+    for frame, (image, role) in enumerate(zip(pixels, roles, strict=True)):
         if role == "C":
             features.append(features[-1])
-        else:
-            features.append(reader.read(image, remaining.pop(0) if role == "P" else None))
-    assert not remaining
+            continue
+        patches = borrowed.pop(0) if borrowed and role == "P" else []
+        if patches:
+            following = roles.index("I", frame)
+            if following not in after:
+                after[following] = Reader(folder)
+                after[following].read(pixels[following], None)
+            reader.borrow(after[following], patches)
+        features.append(reader.read(image, remaining.pop(0) if role == "P" else None))
+    assert not remaining and not borrowed
     return torch.stack(features)
 
 
@@ -150,20 +166,22 @@ def plan_by_change(
 ) -> tuple[str, list[list[int]], list[float]]:
     """Roles, the patches of the P-frames, and what every frame leaves out. `cuts`: frames that begin a shot."""
     roles, kept, left_out = "", [], []
-    known, debt, since = [], 0.0, 0
+    known, first, debt, since = [], [], 0.0, 0
     for frame, image in enumerate(pixels):
         now = cells(image, patch_size)
         change = [squared_change(one, other) for one, other in zip(now, known, strict=True)] if known else []
         most = min(count, sum(value > NOISE for value in change)) if adaptive else count
         chosen = largest(change, most)
         left = sum(math.sqrt(change[patch]) for patch in range(len(change)) if patch not in chosen) / len(now)
+        moved_on = sum(math.sqrt(squared_change(one, other)) for one, other in zip(known, first, strict=True))
+        left += STALE * moved_on / len(now)
         since += 1
         if adaptive:
             full = since == LONGEST_GROUP or debt + left > tolerance
         else:
             full = since > interleave
         if frame == 0 or frame in cuts or full:
-            roles, known, debt, since = roles + "I", now, 0.0, 0
+            roles, known, first, debt, since = roles + "I", now, list(now), 0.0, 0
             left_out.append(0.0)
             continue
         debt += left
@@ -176,6 +194,40 @@ def plan_by_change(
         for patch in chosen:
             known[patch] = now[patch]
     return roles, kept, left_out
+
+
+def two_sided(
+    pixels: Tensor, roles: str, *, patch_size: int, count: int, adaptive: bool = False
+) -> tuple[str, list[list[int]], list[list[int]]]:
+    """Roles, refreshed and lent patches of the P-frames; of `roles`, a one-sided plan's, only the I-frames count."""
+    made, kept, lent, known = "", [], [], []
+    contents = [cells(image, patch_size) for image in pixels]
+    for frame, now in enumerate(contents):
+        if roles[frame] == "I":
+            made, known = made + "I", list(now)
+            continue
+        following = roles.find("I", frame)
+        after = contents[following] if following > 0 else None
+        change, taken = [], []
+        for patch in range(len(now)):
+            behind = squared_change(now[patch], known[patch])
+            ahead = squared_change(now[patch], after[patch]) if after else math.inf
+            if behind > NOISE and ahead < behind:
+                taken.append(patch)
+                known[patch] = after[patch]
+                behind = ahead
+            change.append(behind)
+        most = min(count, sum(value > NOISE for value in change)) if adaptive else count
+        if not most and not taken:
+            made += "C"
+            continue
+        chosen = largest(change, max(most, 1))
+        made += "P"
+        kept.append(chosen)
+        lent.append([patch for patch in taken if patch not in chosen])
+        for patch in chosen:
+            known[patch] = now[patch]
+    return made, kept, lent
 
 
 def plan_by_motion(

@@ -19,6 +19,7 @@ from everyframe.cli.encoder import (
     SelectOption,
     TokenOption,
     ToleranceOption,
+    TwoSidedOption,
     choose_encoder,
 )
 from everyframe.cli.options import (
@@ -62,6 +63,7 @@ def encode(
     encoder: EncoderOption = None,
     plan: PlanOption = None,
     tolerance: ToleranceOption = None,
+    two_sided: TwoSidedOption = None,
     fidelity: FidelityOption = None,
     calibration: CalibrationOption = None,
     interleave: GroupOption = None,
@@ -93,6 +95,7 @@ def encode(
         encoder=encoder,
         plan=plan,
         tolerance=tolerance,
+        two_sided=two_sided,
         fidelity=fidelity,
         calibration=calibration,
         interleave=interleave,

@@ -52,6 +52,10 @@ CalibrationOption = Annotated[
         help="For --fidelity: a file of everyframe calibrate, or auto: what comes with the model. (default: auto)",
     ),
 ]
+TwoSidedOption = Annotated[
+    bool | None,
+    typer.Option("--two-sided", help="P-frames also reuse from the next I-frame; closer to dense, a little later."),
+]
 GroupOption = Annotated[
     int | None,
     typer.Option("--interleave", help="N, P-frames after each I-frame. (default: 5; 2 with --encoder residual)"),
@@ -73,6 +77,7 @@ TokenOption = Annotated[
 ]
 
 _WHY = {
+    "two_sided": "only --encoder reuse looks ahead",
     "plan": "every frame is an I-frame",
     "interleave": "it sets I-frames where the video changes; --plan fixed has a number of P-frames",
     "tolerance": "only --plan adaptive has one",
@@ -123,7 +128,7 @@ def choose_encoder(**options: Any) -> Choice:
 
 
 def _residual(asked: dict[str, Any], who: str) -> Choice:
-    _refuse(asked, ("tolerance", "fidelity", "calibration"), who)
+    _refuse(asked, ("two_sided", "tolerance", "fidelity", "calibration"), who)
     if asked.get("plan") == "adaptive":
         raise ValueError(f"--plan adaptive has no meaning with {who}: only --encoder reuse has adaptive plans")
     if asked.get("residual") == "none":
@@ -150,6 +155,8 @@ def _reuse(asked: dict[str, Any], who: str) -> Choice:
     for name in ("drop", "tolerance"):
         if name in asked:
             raise ValueError(f"--{name} has no meaning with --fidelity: the calibration says which --{name} reaches it")
+    if "two_sided" in asked:
+        raise ValueError("--two-sided has no meaning with --fidelity: calibrations are measured without")
     del asked["plan"]
     return Choice(name="reuse", arguments=asked)
 
@@ -158,4 +165,4 @@ def _refuse(asked: dict[str, Any], names: Iterable[str], who: str) -> None:
     for name in names:
         if name in asked:
             why = f": {_WHY[name]}" if name in _WHY else ""
-            raise ValueError(f"--{name} has no meaning with {who}{why}")
+            raise ValueError(f"--{name.replace('_', '-')} has no meaning with {who}{why}")

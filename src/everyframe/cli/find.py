@@ -19,6 +19,7 @@ from everyframe.cli.encoder import (
     SelectOption,
     TokenOption,
     ToleranceOption,
+    TwoSidedOption,
     choose_encoder,
 )
 from everyframe.cli.options import (
@@ -94,6 +95,7 @@ def ground(
     encoder: EncoderOption = None,
     plan: PlanOption = None,
     tolerance: ToleranceOption = None,
+    two_sided: TwoSidedOption = None,
     fidelity: FidelityOption = None,
     calibration: CalibrationOption = None,
     interleave: GroupOption = None,
@@ -120,6 +122,7 @@ def ground(
         "encoder": encoder,
         "plan": plan,
         "tolerance": tolerance,
+        "two_sided": two_sided,
         "fidelity": fidelity,
         "calibration": calibration,
         "interleave": interleave,

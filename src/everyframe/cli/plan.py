@@ -19,6 +19,7 @@ from everyframe.cli.encoder import (
     SelectOption,
     TokenOption,
     ToleranceOption,
+    TwoSidedOption,
     choose_encoder,
 )
 from everyframe.cli.options import (
@@ -55,6 +56,7 @@ def plan(
     encoder: EncoderOption = None,
     plan: PlanOption = None,
     tolerance: ToleranceOption = None,
+    two_sided: TwoSidedOption = None,
     fidelity: FidelityOption = None,
     calibration: Annotated[
         str | None,
@@ -84,6 +86,7 @@ def plan(
         encoder=encoder,
         plan=plan,
         tolerance=tolerance,
+        two_sided=two_sided,
         fidelity=fidelity,
         calibration=calibration if fidelity is not None else None,
         interleave=interleave,

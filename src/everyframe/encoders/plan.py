@@ -36,6 +36,11 @@ class Plan:
                 f"a plan needs one lent count per frame and as many lent patches, got {len(self.lent_counts)} counts "
                 f"for {len(self.roles)} frames and {len(self.lent)} patches for {int(self.lent_counts.sum())}"
             )
+        if any(count and role != "P" for role, count in zip(self.roles, self.lent_counts.tolist(), strict=True)):
+            raise ValueError(
+                f"only P-frames take patches from the next I-frame, got roles {self.roles!r} with lent counts "
+                f"{self.lent_counts.tolist()}"
+            )
         if len(self.counts) != len(self.roles) or int(self.counts.sum()) != len(self.indices):
             raise ValueError(
                 f"a plan needs one count per frame and as many indices as they sum to, got {len(self.counts)} counts "
@@ -73,8 +78,11 @@ class Plan:
     @classmethod
     def of(cls, roles: str, kept: Sequence[Tensor], lent: Sequence[Tensor] | None = None) -> Plan:
         """From the roles and the patches of every P-frame, in order."""
-        if len(kept) != roles.count("P"):
-            raise ValueError(f"a plan needs the patches of its {roles.count('P')} P-frames, got {len(kept)} tensors")
+        for patches in (kept, kept if lent is None else lent):
+            if len(patches) != roles.count("P"):
+                raise ValueError(
+                    f"a plan needs the patches of its {roles.count('P')} P-frames, got {len(patches)} tensors"
+                )
         return cls(roles, *_ragged(roles, kept), *(_ragged(roles, lent) if lent is not None else (None, None)))
 
     @cached_property

@@ -8,10 +8,12 @@ cuts       the same, but a shot that begins (`cuts.py`) begins with an I-frame.
 adaptive   - A patch has changed when its content differs from what it was when its token was last computed by more
              than noise does. A P-frame refreshes what changed, the most changed first, at most n patches; where
              nothing did, the frame is a copy.
-           - What changed and is left out is a debt: the root mean squared change of those patches, averaged over all
-             patches. Every frame adds what it leaves out. When the sum passes `tolerance`, and where a shot begins,
-             the next I-frame clears it. That is the rule for renting skis: pay for the I-frame once going without
-             has cost as much. Noise takes a still scene there slowly, a pan gets there in a few frames, a cut at once.
+           - What is left out is a debt: the root mean squared change of the patches that are not refreshed, averaged
+             over all patches; and, at 30 %, how far the state has moved from the I-frame in the same unit, because
+             a state that is patched together goes stale where nothing moves too. Every frame adds its own. When the
+             sum passes `tolerance`, and where a shot begins, the next I-frame clears it. That is the rule for
+             renting skis: pay for the I-frame once going without has cost as much. A still scene gets there slowly,
+             a pan in a few frames, a cut at once.
 
 A two-sided plan also looks at the I-frame that comes next (the codec's B-frame). A patch that has changed, and is
 closer to what it will be there than to what it was, is taken from there; what a P-frame refreshes is then what neither
@@ -42,6 +44,8 @@ from everyframe.tokens.drop import (
 PLANS = ("fixed", "cuts", "adaptive")
 LONGEST_GROUP = 48
 """Frames from one I-frame to the next under "adaptive", at most: bounds the memory of a pass and any drift."""
+STALE = 0.3
+"""What a patch that was refreshed since the I-frame adds to the debt, as a share of what one left out would."""
 NOISE = 0.01
 """Squared change of a patch, in normalised units, that counts as none: about 7 grey levels per cell."""
 
@@ -93,6 +97,7 @@ class Planner:
         self._since = -1  # frames since the last I-frame; -1 before the first
         self._debt = 0.0
         self._cells: Tensor | None = None  # what each patch was when last refreshed
+        self._full: Tensor | None = None  # what each was in the I-frame
         self._scores = torch.zeros(self._patches)  # what it has moved since then
         self._last: Tensor | None = None  # the frame before, where selection looks at differences
         self._group: list[Tensor] = []  # the cells of a two-sided group's frames, until its next I-frame is there
@@ -173,10 +178,11 @@ class Planner:
             change = patch_change(cells, self._cells)
             if self._policy.plan == "adaptive":
                 count = min(count, int((change > NOISE).sum()))
-            left = self._leftover(change, count)
+            left = self._leftover(change, count) + STALE * self._moved_on()
         if self._is_full(cut, left):
             self._since, self._debt = 0, 0.0
             self._cells = None if cells is None else cells.clone()
+            self._full = None if cells is None else cells.clone()
             self._scores.zero_()
             if cells is not None:
                 self.left_out.append(0.0)
@@ -196,6 +202,12 @@ class Planner:
         if count >= self._patches:
             return 0.0
         return float(change.topk(self._patches - count, largest=False).values.sqrt().sum()) / self._patches
+
+    def _moved_on(self) -> float:
+        """How far the state is from the I-frame, in the unit of the debt."""
+        if self._cells is None or self._full is None:
+            return 0.0
+        return float(patch_change(self._cells, self._full).sqrt().sum()) / self._patches
 
     def _is_full(self, cut: bool, left: float | None) -> bool:
         if self._since < 0 or cut:

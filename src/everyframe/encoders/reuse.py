@@ -135,8 +135,8 @@ class ReuseEncoder:
         return self._macs(*_tally(fixed_roles(num_frames, self.interleave)), rule)
 
     def plan_macs(self, plan: Plan, rule: Rule) -> dict[str, float]:
-        """Multiply-accumulates of the frames of a plan by part."""
-        full = plan.roles.count("I")
+        """Multiply-accumulates of the frames of a plan by part, with the I-frames that passes look ahead to."""
+        full = plan.roles.count("I") + sum(ahead - last for _, last, ahead in self._passes(plan))
         return self._macs(full, plan.roles.count("P"), rule, float(plan.counts.sum()))
 
     @property
@@ -170,31 +170,41 @@ class ReuseEncoder:
         if plan.roles[:1] not in ("", "I"):
             raise ValueError(f"the plan must begin with an I-frame, got {plan.roles[0]!r}; cut plans between groups")
         patches = self.model.vision.num_patches
-        if len(plan.indices) and not 0 <= int(plan.indices.min()) <= int(plan.indices.max()) < patches:
+        for what, named in (("refresh", plan.indices), ("lend", plan.lent)):
+            if len(named) and not 0 <= int(named.min()) <= int(named.max()) < patches:
+                raise ValueError(
+                    f"the plan must {what} patches from 0 to {patches - 1}, those of {self.model.name}, "
+                    f"got {int(named.min())} to {int(named.max())}"
+                )
+        if _looks_at(plan, len(plan.roles)):
             raise ValueError(
-                f"the plan must refresh patches from 0 to {patches - 1}, those of {self.model.name}, "
-                f"got {int(plan.indices.min())} to {int(plan.indices.max())}"
+                f"the plan's last group takes patches from the I-frame after it, but there are only {len(pixels)} "
+                "frames; end the plan and the pixels with that I-frame"
             )
         parts = []
-        for first, last in self._passes(plan):
-            ahead = min(last + self.looks_ahead, len(plan.roles))  # the next I-frame
+        for first, last, ahead in self._passes(plan):
             parts.append(packed_features(self.model, pixels[first:ahead], plan[first:ahead])[: last - first])
         return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.model.device)
 
-    def _passes(self, plan: Plan) -> Iterator[tuple[int, int]]:
-        """Ranges of frames, whole groups, with about `batch_size` full frames' worth of tokens each."""
+    def _passes(self, plan: Plan) -> Iterator[tuple[int, int, int]]:
+        """Ranges of frames, whole groups, with about `batch_size` full frames' worth of tokens each.
+
+        And where what they read ends: there too, or after the next I-frame if the last group looks at it.
+        """
         vision = self.model.vision
         most = self.batch_size * (vision.num_prefix + vision.num_patches)
         first = tokens = 0
-        starts = [frame for frame, role in enumerate(plan.roles) if role == "I"] + [len(plan.roles)]
+        whole = len(plan.roles)
+        starts = [frame for frame, role in enumerate(plan.roles) if role == "I"] + [whole]
         for begin, end in pairwise(starts):
-            more = self._tokens(plan, begin, end)
-            if begin > first and tokens + more > most:
-                yield first, begin
+            more, seen = self._tokens(plan, begin, end), begin + _looks_at(plan, begin)
+            # An I-frame that ends the plan is not worth a pass of its own where the one before reads it anyway.
+            if begin > first and tokens + more > most and seen < whole:
+                yield first, begin, seen
                 first, tokens = begin, 0
             tokens += more
-        if first < len(plan.roles):
-            yield first, len(plan.roles)
+        if first < whole:
+            yield first, whole, whole
 
     def _tokens(self, plan: Plan, begin: int, end: int) -> int:
         vision, roles = self.model.vision, plan.roles[begin:end]
@@ -223,6 +233,12 @@ class ReuseEncoder:
                 f"with plan={self.plan!r} {what} depends on the video; everyframe plan VIDEO shows it, "
                 "and encoder.planner() makes the plan"
             )
+
+
+def _looks_at(plan: Plan, frame: int) -> bool:
+    """Does the group that ends before this frame take patches from it?"""
+    group = max(plan.roles.rfind("I", 0, frame), 0)
+    return plan.lent_offsets[frame] > plan.lent_offsets[group]
 
 
 def _tally(roles: str) -> tuple[int, int]:

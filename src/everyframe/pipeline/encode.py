@@ -35,7 +35,10 @@ _CHUNKS_AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one video in a batch. `error` says why it failed, or what a partial one lost."""
+    """What became of one video in a batch. `error` says why it failed, or what a partial one lost.
+
+    gflops_per_frame, gflops_share: of a video encoded now, what it took and as a share of dense.
+    """
 
     source: str
     output: Path | None
@@ -43,6 +46,8 @@ class Outcome:
     num_frames: int = 0
     seconds: float = 0.0
     error: str | None = None
+    gflops_per_frame: float | None = None
+    gflops_share: float | None = None
 
 
 def encode_video(
@@ -230,6 +235,8 @@ def _encode_to_file(
         num_frames=feats.num_frames,
         seconds=float(feats.frame_ends[-1] - feats.times[0]),
         error=f"{source}: kept {feats.num_frames} frames; {'; '.join(damage)}" if damage else None,
+        gflops_per_frame=feats.settings["gflops_per_frame"],
+        gflops_share=feats.settings["gflops_share"],
     )
     return outcome, None
 

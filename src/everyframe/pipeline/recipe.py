@@ -22,10 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from everyframe.encoders import Plan
-from everyframe.feature_files import FeaturesError, ForeignFileError, read_whole, write_whole
+from everyframe.feature_files import RECIPE_SUFFIX, FeaturesError, ForeignFileError, read_whole, write_whole
 from everyframe.features import VideoFeatures
 
-RECIPE_SUFFIX = ".recipe.npz"
 _FORMAT = "everyframe-recipe"
 _VERSION = 1
 _ARRAYS = ("times", "counts", "indices", "chunks", "i_features")

@@ -14,6 +14,7 @@ from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
 from everyframe.video import Source
 
 JOURNAL = "everyframe.jsonl"
+UNUSUAL = ("plan", "reduction", "two_sided")
 
 
 class Journal:
@@ -102,6 +103,8 @@ def is_done(
     agrees = all(
         getattr(feats, part).get(key) == value for part, facts in wanted.items() for key, value in facts.items()
     )
+    # Settings that are left out where they are the usual ones must be missing in both.
+    agrees = agrees and all(key in wanted["settings"] or key not in feats.settings for key in UNUSUAL)
     complete = keep_partial or not feats.settings.get("damage")
     return feats.num_frames if same_video and agrees and complete else None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -113,13 +114,15 @@ def planned(parts: Iterable[Part], planner: FramePlanner, size: int, *, look_ahe
     look_ahead: with the I-frame that follows, if any, as one more frame of the pixels and the plan.
     """
     waiting, plan = _Waiting(), Plan.of("", [])
-    for part in parts:
-        plan += planner.add(part.pixels, part.motion)
-        waiting.add(part)
+    for part in chain(parts, [None]):
+        if part is None:
+            plan += planner.finish()
+        else:
+            plan += planner.add(part.pixels, part.motion)
+            waiting.add(part)
         while cut := _boundary(plan.roles, size):
             yield Chunk(*waiting.take(cut, cut + look_ahead), plan[: cut + look_ahead])
             plan = plan[cut:]
-    plan += planner.finish()
     if plan.roles:
         yield Chunk(*waiting.take(len(plan.roles), len(plan.roles)), plan)
 

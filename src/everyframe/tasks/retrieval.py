@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from everyframe.feature_files import RECIPE_SUFFIX
 from everyframe.features import SUFFIXES, FeaturesError, VideoFeatures, check_same_space, space_of
 from everyframe.spans import Moment, nms
 from everyframe.tasks.grounding import ground
@@ -105,7 +106,10 @@ def load_folder(
     folder = Path(path)
     if not folder.is_dir():
         raise FeaturesError(f"{folder} is not a folder; give the one that holds the features")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [file for file in found if not file.name.endswith(RECIPE_SUFFIX)]
+    if found and not files:
+        raise FeaturesError(f"{folder} holds recipes alone; everyframe restore makes features from them")
     if not files:
         raise FeaturesError(f"{folder} holds no features ({', '.join(SUFFIXES)}); encode some videos first")
     return _load_each(files, failures)
