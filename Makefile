@@ -27,6 +27,12 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
 	$(BIN)/python benchmarks/memory.py --encode --out benchmarks/results/memory_encode.json
 	$(BIN)/python benchmarks/bundled.py
+	$(BIN)/python benchmarks/reuse_variants.py --videos 3 --seconds 40
+	$(BIN)/python benchmarks/adaptive.py --videos 3
+	$(BIN)/python benchmarks/adaptive_speed.py --rounds 3
+	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/real_change.py
+	$(BIN)/python benchmarks/recipe.py
 	$(BIN)/everyframe demo --out demo --json > benchmarks/results/demo.json
 	$(BIN)/python scripts/render_results.py
 
