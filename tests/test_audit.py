@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from everyframe.audit.pictures import mark_kept, visible
 from everyframe.audit.queries import Queries
 from everyframe.audit.windows import spread
 from everyframe.cli import app
+from everyframe.cli.encoder import choose_encoder
 from everyframe.features import VideoFeatures
 from everyframe.pipeline import Window, read_window
 from everyframe.video import VideoError, write_video
@@ -35,6 +37,7 @@ from everyframe.video import VideoError, write_video
 audit_videos = partial(audit_with_auto, residual=None)
 DENSE = Setting("dense")
 MOTION = Setting("interleaved", 2, "motion")
+ADAPTIVE = Setting("reuse", tolerance=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,59 @@ def test_costs_are_those_of_the_encoders(model: ef.Model, audit: Audit) -> None:
         assert row.total_speed_up == pytest.approx(whole / (row.encode_ms_per_frame + row.reading_ms_per_frame))
 
 
+def test_reuse_is_measured_as_it_encodes(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+    """Against whole encodes with the settings written out, and a cost counted by hand from the plan."""
+    base = np.random.default_rng(1).integers(0, 255, (12, 60, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    places = [0] * 30 + list(range(30))  # still, then moving: copies, then P-frames
+    write_video(tmp_path / "halt.mp4", (np.ascontiguousarray(base[:, x : x + 128]) for x in places), fps=10)
+    paths = [clips / "clip1.mp4", tmp_path / "halt.mp4"]
+    audit = audit_videos(paths, model, interleaves=(2,), selects=("center",))
+    vision = model.vision
+    width, depth = 128, 4
+    for setting, encoder in {
+        Setting("reuse", tolerance=3.0): ef.ReuseEncoder(model, plan="adaptive", tolerance=3.0),
+        Setting("reuse", 2): ef.ReuseEncoder(model, 2),
+    }.items():
+        macs = frames = 0.0
+        pooled = []
+        for video, path in zip(audit.videos, paths, strict=True):
+            dense, own = (ef.encode_video(path, e) for e in (ef.DenseEncoder(model), encoder))
+            assert ("C" in own.roles) == (path.name == "halt.mp4" and setting.adaptive) and "P" in own.roles
+            np.testing.assert_allclose(video.cosines[setting], cosines(dense, own), atol=2e-5)
+            np.testing.assert_array_equal(video.reduced[setting], [role != "I" for role in own.roles])
+            assert 0 < video.row(setting).p_frames < len(own.times)
+            pooled.append(cosines(dense, own))
+            counts = encoder.planner().add(read_window(path, model, motion=False).pixels).counts.tolist()
+            for role, count in zip(own.roles, counts, strict=True):
+                if role == "C":
+                    continue
+                share = 196 * 0.15 if role == "P" and not setting.adaptive else count
+                patches = 196 if role == "I" else share
+                blocks = depth * (patches + vision.num_prefix) * (4 + 2 * 4) * width**2
+                macs += patches * 3 * 8**2 * width + blocks + width * model.dim
+            frames += len(own.times)
+        row = next(row for row in audit.rows if row.setting == setting)
+        assert row.gflops_per_frame == pytest.approx(macs / frames / 1e9)
+        assert row.fidelity_mean == pytest.approx(np.concatenate(pooled).mean(), abs=2e-5)
+        assert row.encode_ms_per_frame > 0 and not row.reads_motion
+
+
+def test_reuse_windows_stand_alone(model: ef.Model, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several windows begins with an I-frame and is planned without the others."""
+    monkeypatch.setattr("everyframe.audit.windows._SECONDS", 3.0)
+    options: dict[str, Any] = {"interleaves": (1,), "selects": ("center",), "tolerances": (3.0,)}
+    result = audit_videos(clips / "clip1.mp4", model, fps=10, sample_seconds=9.0, **options)
+    (video,) = result.videos
+    shown = Setting("reuse", tolerance=3.0)
+    encoder = ef.ReuseEncoder(model, plan="adaptive", tolerance=3.0)
+    parts = spread(10.0, 9.0, 10)
+    assert len(parts) == len(video.windows) == 3
+    for (start, end), window in zip(parts, video.windows, strict=True):
+        part = ef.encode_video(clips / "clip1.mp4", encoder, fps=10, start=start, end=end)
+        reduced = video.reduced[shown][window.first : window.past]
+        np.testing.assert_array_equal(reduced, [role != "I" for role in part.roles])
+
+
 def test_reading_is_charged_with_motion_only_where_it_is_needed(
     model: ef.Model, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +213,7 @@ def test_reading_is_charged_with_motion_only_where_it_is_needed(
 
 @pytest.mark.parametrize("changes", [{"drop": 0.0, "interleaves": (2,)}, {"interleaves": (0,)}])
 def test_nothing_is_lost_where_nothing_is_left_out(model: ef.Model, clips: Path, changes: dict[str, object]) -> None:
-    result = audit_videos(clips / "clip1.mp4", model, selects=("motion",), **changes)  # type: ignore[arg-type]
+    result = audit_videos(clips / "clip1.mp4", model, selects=("motion",), tolerances=(), **changes)  # type: ignore[arg-type]
     row = next(row for row in result.rows if row.setting.kind == "interleaved")
     assert row.fidelity_min == pytest.approx(1.0, abs=1e-5)
     assert (row.moments, row.moment_iou, row.moment_share) == (6, pytest.approx(1.0), 1.0)
@@ -183,7 +239,13 @@ def test_moments_equal_those_of_ground(model: ef.Model, clips: Path) -> None:
 def test_residual_token_adds_rows(model: ef.Model, clips: Path) -> None:
     tokenizer = ef.ResidualTokenizer(model.dim, model.vision.config.width)
     result = audit_videos(
-        clips / "clip0.mp4", model, residual=tokenizer, interleaves=(2,), selects=("motion",), target=0.01
+        clips / "clip0.mp4",
+        model,
+        residual=tokenizer,
+        interleaves=(2,),
+        selects=("motion",),
+        tolerances=(),
+        target=0.01,
     )
     with_token = Setting("interleaved", 2, "motion", token=True)
     own = ef.encode_video(clips / "clip0.mp4", ef.ResidualViT(model, residual=tokenizer))
@@ -220,12 +282,14 @@ def test_the_tokenizer_is_resolved_once_and_named_as_given(
 def test_grid_of_settings(model: ef.Model, clips: Path, audit: Audit) -> None:
     labels = [row.setting.title for row in audit.rows]
     assert labels[:4] == ["dense", "N=1 motion", "N=1 copy", "N=1 interpolate"]
-    assert labels[4:] == [
-        f"N=2 {name}" for name in ("motion", "residual", "center", "uniform", "random", "copy", "interpolate")
-    ]
+    names = ("motion", "residual", "center", "uniform", "random", "reuse", "copy", "interpolate")
+    assert labels[4:12] == [f"N=2 {name}" for name in names]
+    assert labels[12:] == [f"adaptive reuse at tolerance {tolerance}" for tolerance in ("0.3", "1", "3")]
+    assert [row.cells()[:2] for row in audit.rows[-2:]] == [["-", "reuse, tol 1"], ["-", "reuse, tol 3"]]
     full = audit_videos(clips / "clip0.mp4", model, interleaves=(5, 1), selects=("motion", "center"), full_grid=True)
     kinds = [row.setting.title for row in full.rows if row.setting.kind == "interleaved"]
     assert kinds == ["N=1 motion", "N=1 center", "N=5 motion", "N=5 center"]
+    assert [row.setting.interleave for row in full.rows if row.setting.kind == "reuse"] == [1, 5, 0, 0, 0]
 
 
 def test_vision_only_models_and_texts(clips: Path, tmp_path: Path) -> None:
@@ -355,6 +419,55 @@ def test_advice_gives_a_command_and_code() -> None:
     compile(str(with_token.code), "advice", "exec")
 
 
+@pytest.mark.parametrize(
+    ("setting", "made", "code"),
+    [
+        (
+            Setting("reuse", tolerance=0.3),
+            {"plan": "adaptive", "tolerance": 0.3, "drop": 0.85},
+            'ef.ReuseEncoder(model, drop=0.85, plan="adaptive", tolerance=0.3)',
+        ),
+        (
+            Setting("reuse", 5),
+            {"plan": "fixed", "interleave": 5, "drop": 0.85},
+            "ef.ReuseEncoder(model, interleave=5, drop=0.85)",
+        ),
+    ],
+)
+def test_reuse_is_advised_where_it_is_cheapest(
+    model: ef.Model, setting: Setting, made: dict[str, object], code: str
+) -> None:
+    """And what is printed makes that encoder, on the command line and in Python."""
+    dearer, too_far = (
+        a_row(Setting("reuse", tolerance=0.1), 0.99, 5.0),
+        a_row(Setting("reuse", tolerance=3.0), 0.9, 1.0),
+    )
+    advice = advise([*ROWS, dearer, a_row(setting, 0.97, 2.0), too_far], [], 0.97, INPUTS)
+    assert advice.setting == setting and setting.title in advice.sentence
+    assert "80 % less compute" in advice.sentence
+    assert ("Reuse was not tried at every N: --all does." in advice.sentence) == (not setting.adaptive)
+    words = shlex.split(str(advice.command))
+    assert words[:4] == ["everyframe", "encode", "my videos", "b.mp4"]
+    options = {name.removeprefix("--"): value for name, value in zip(words[4::2], words[5::2], strict=True)}
+    chosen: dict[str, Any] = {
+        name: kind(options[name])
+        for name, kind in (("tolerance", float), ("interleave", int), ("drop", float))
+        if name in options
+    }
+    assert set(options) - set(chosen) == {"out", "model", "fps", "dtype"}
+    choice = choose_encoder(**chosen)
+    assert (choice.name, choice.arguments | {"plan": choice.arguments.get("plan", "adaptive")}) == ("reuse", made)
+    assert code in str(advice.code)
+    assert eval(code, {"ef": ef, "model": model}).settings == choice.make(model).settings
+    assert advise([*ROWS, a_row(setting, 0.97, 4.6)], [], 0.97, INPUTS).setting == Setting("interleaved", 2, "center")
+
+
+def test_a_smaller_tolerance_is_what_to_try() -> None:
+    best = a_row(Setting("reuse", tolerance=0.3), 0.994, 5.0)
+    sentence = advise([*ROWS, best], [], 0.995, INPUTS).sentence
+    assert "adaptive reuse at tolerance 0.3 with 0.994" in sentence and "--tolerance 0.1, --drop 0.6" in sentence
+
+
 def test_advice_says_plainly_that_nothing_reaches_the_target() -> None:
     advice = advise(ROWS, [], 0.995, INPUTS)
     assert (advice.reached, advice.command, advice.code, advice.remark) == (False, None, None, None)
@@ -429,7 +542,18 @@ def test_worst_frames_are_the_worst(audit: Audit) -> None:
         assert frame.picture[:2] == frame.i_picture[:2] == b"\xff\xd8"
 
 
+def test_worst_frames_of_reuse_lean_on_the_i_frames_of_its_plan(audit: Audit) -> None:
+    for video in audit.videos:
+        reduced, rows = video.reduced[ADAPTIVE], video.cosines[ADAPTIVE]
+        frames = video.worst[ADAPTIVE]
+        assert frames and frames[0].cosine == pytest.approx(rows[reduced].min())
+        for frame in frames:
+            row = int(np.argmin(np.abs(video.times - frame.time)))
+            assert reduced[row] and frame.i_time == video.times[np.flatnonzero(~reduced[:row])[-1]]
+
+
 def test_page_is_self_contained_and_complete(audit: Audit) -> None:
+    audit = replace(audit, advice=replace(audit.advice, setting=MOTION))
     page = audit_page(audit)
     assert audit.advice.sentence.replace("'", "&#x27;") in page
     for row in audit.rows:
@@ -439,10 +563,16 @@ def test_page_is_self_contained_and_complete(audit: Audit) -> None:
     assert page.count("<svg") == 2 and page.count("<polyline") == 6
     assert page.count("data:image/jpeg;base64,") == 2 * 3 * 2
     assert "http" not in page.replace("http-equiv", "") and "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
+    adaptive = audit_page(replace(audit, advice=replace(audit.advice, setting=ADAPTIVE)))
+    assert "adaptive reuse at tolerance 1 over time" in adaptive
+    assert adaptive.count("<polyline") == 2 and "data:image/jpeg;base64," in adaptive  # no baseline has its I-frames
+    undecided = replace(audit, advice=replace(audit.advice, setting=None))
+    assert undecided.shown == ADAPTIVE
 
 
 def test_everything_goes_into_json(audit: Audit) -> None:
     facts = json.loads(json.dumps(audit.as_dict(), allow_nan=False))
+    assert [(row["kind"], row["tolerance"]) for row in facts["rows"][-2:]] == [("reuse", 1.0), ("reuse", 3.0)]
     assert len(facts["rows"]) == len(audit.rows) == len(audit.cells())
     assert facts["rows"][1]["select"] == "motion" and facts["rows"][0]["p_mean"] is None
     assert [Path(video["path"]).name for video in facts["videos"]] == ["clip0.mp4", "clip1.mp4"]
@@ -495,6 +625,7 @@ def test_a_video_named_twice_is_looked_at_once(
         ({"interleaves": (2, -1)}, "interleave must be 0 or more"),
         ({"interleaves": ()}, "at least one interleave"),
         ({"selects": ("motion", "luck")}, "select must be one of"),
+        ({"tolerances": (1.0, -1.0)}, "tolerance must be a finite number >= 0, got -1"),
         ({"drop": 1.0}, "drop must be in"),
         ({"sample_seconds": 0.0}, "seconds to sample"),
         ({"queries": [" "]}, "none of them empty"),
@@ -525,12 +656,13 @@ def everyframe(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_cli_reports_and_exits_1_for_a_bad_file(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "queries.txt").write_text("a red circle\n\na blue ring\n")
     common = ["--model", "bundled", "--device", "cpu", "--residual", "none", "--interleave", 2]
-    common += ["--queries", tmp_path / "queries.txt"]
+    common += ["--tolerance", 0.5, "--queries", tmp_path / "queries.txt"]
     out = tmp_path / "new" / "report.html"
     run = everyframe("audit", clips / "clip0.mp4", clips / "broken.mp4", *common, "--out", out, "--json")
     assert run.returncode == 1, run.stderr
     facts = json.loads(run.stdout)
-    assert [row["kind"] for row in facts["rows"]] == ["dense"] + ["interleaved"] * 5 + ["copy", "interpolate"]
+    kinds = ["dense"] + ["interleaved"] * 5 + ["reuse", "copy", "interpolate", "reuse"]
+    assert [row["kind"] for row in facts["rows"]] == kinds and facts["rows"][-1]["tolerance"] == 0.5
     assert [query["query"] for query in facts["videos"][0]["queries"]] == ["a red circle", "a blue ring"]
     assert facts["report"] == str(out) and "everyframe audit" in out.read_text(encoding="utf-8")
     assert "broken.mp4" in run.stderr and "Traceback" not in run.stderr

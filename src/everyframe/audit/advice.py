@@ -28,13 +28,13 @@ class Inputs:
 
 
 def choose(rows: Sequence[Row], target: float) -> Row | None:
-    """The interleaved row with the fewest GFLOPs of those whose mean fidelity reaches `target`.
+    """The row of an encoder with the fewest GFLOPs of those whose mean fidelity reaches `target`.
 
     Equal GFLOPs go to the higher fidelity. Rows without P-frames say nothing and rows that cost as much as dense
     save nothing: neither is chosen. None where none reaches it. `rows` hold dense.
     """
     dense = next(row for row in rows if row.setting.kind == "dense")
-    good = [row for row in _interleaved(rows, dense) if row.fidelity_mean >= target - _ROUNDING]
+    good = [row for row in _cheaper(rows, dense) if row.fidelity_mean >= target - _ROUNDING]
     return min(good, key=lambda row: (round(row.gflops_per_frame, 9), -row.fidelity_mean), default=None)
 
 
@@ -44,7 +44,7 @@ def advise(rows: Sequence[Row], videos: Sequence[VideoAudit], target: float, inp
     chosen = choose(rows, target)
     remark, remark_code = _remark(rows, chosen, target, inputs)
     if chosen is None:
-        sentence = _nothing(rows, _interleaved(rows, dense), target, inputs)
+        sentence = _nothing(rows, _cheaper(rows, dense), target, inputs)
         return Advice(setting=None, sentence=sentence, remark=remark, remark_code=remark_code)
     saved = 1 - chosen.gflops_per_frame / dense.gflops_per_frame
     sentence = (
@@ -55,10 +55,11 @@ def advise(rows: Sequence[Row], videos: Sequence[VideoAudit], target: float, inp
     )
     of_videos = [(video.path, video.row(chosen.setting).fidelity_mean) for video in videos]
     low = sorted((fidelity, path) for path, fidelity in of_videos if fidelity < target - _ROUNDING)
-    steps = {row.setting.interleave for row in _interleaved(rows, dense)}
-    tried = {row.setting.interleave for row in rows if row.setting.select == chosen.setting.select}
-    if steps - tried:
-        sentence += f" {str(chosen.setting.select).capitalize()} was not tried at every N: --all does."
+    steps = {row.setting.interleave for row in _cheaper(rows, dense) if row.setting.has_interleave}
+    alike = [row.setting for row in rows if _method(row) == _method(chosen)]
+    if not chosen.setting.adaptive and steps - {setting.interleave for setting in alike if not setting.adaptive}:
+        method = chosen.setting.select or chosen.setting.kind
+        sentence += f" {method.capitalize()} was not tried at every N: --all does."
     if low:
         named = ", ".join(f"{Path(path).name} ({fidelity:.3f})" for fidelity, path in low[:3])
         more = f" and {len(low) - 3} more" if len(low) > 3 else ""
@@ -74,12 +75,19 @@ def advise(rows: Sequence[Row], videos: Sequence[VideoAudit], target: float, inp
     )
 
 
-def _interleaved(rows: Sequence[Row], dense: Row) -> list[Row]:
+def _cheaper(rows: Sequence[Row], dense: Row) -> list[Row]:
+    """Encoders that have P-frames and save something."""
     return [
         row
         for row in rows
-        if row.setting.kind == "interleaved" and row.p_frames and row.gflops_per_frame < dense.gflops_per_frame
+        if row.setting.kind in ("interleaved", "reuse")
+        and row.p_frames
+        and row.gflops_per_frame < dense.gflops_per_frame
     ]
+
+
+def _method(row: Row) -> tuple[str, str | None]:
+    return row.setting.kind, row.setting.select
 
 
 def _nothing(rows: Sequence[Row], candidates: Sequence[Row], target: float, inputs: Inputs) -> str:
@@ -90,9 +98,11 @@ def _nothing(rows: Sequence[Row], candidates: Sequence[Row], target: float, inpu
         )
     best = max(candidates, key=lambda row: row.fidelity_mean)
     tries = []
-    tried = {(row.setting.interleave, row.setting.select) for row in candidates}
+    tried = {(row.setting.interleave, *_method(row)) for row in candidates}
     fewer = best.setting.interleave - 1
-    if fewer >= 1 and (fewer, best.setting.select) not in tried:
+    if best.setting.tolerance:
+        tries.append(f"--tolerance {best.setting.tolerance / 3:.1g}")
+    elif fewer >= 1 and (fewer, *_method(best)) not in tried:
         tries.append(f"--interleave {fewer}{'' if best.setting.select == 'motion' else ' --all'}")
     if inputs.drop > 0.3:
         tries.append(f"--drop {inputs.drop - 0.25:.2g}")
@@ -164,11 +174,15 @@ def _command(row: Row, inputs: Inputs) -> str:
         "--out": "features",
         "--model": inputs.model,
         "--fps": f"{inputs.fps:g}",
-        "--interleave": str(row.setting.interleave),
-        "--drop": f"{inputs.drop:g}",
-        "--select": str(row.setting.select),
-        "--residual": inputs.residual if row.setting.token else "none",
     }
+    if row.setting.adaptive:
+        options["--tolerance"] = f"{row.setting.tolerance:g}"
+    else:
+        options["--interleave"] = str(row.setting.interleave)
+    options["--drop"] = f"{inputs.drop:g}"
+    if row.setting.kind == "interleaved":
+        options["--select"] = str(row.setting.select)
+        options["--residual"] = inputs.residual if row.setting.token else "none"
     if inputs.dtype != "float32":
         options["--dtype"] = inputs.dtype
     words = [word for option in options.items() for word in option]
@@ -177,11 +191,19 @@ def _command(row: Row, inputs: Inputs) -> str:
 
 def _code(row: Row, inputs: Inputs) -> str:
     residual = repr(inputs.residual) if row.setting.token else "None"
+    if row.setting.adaptive:
+        encoder = f'ef.ReuseEncoder(model, drop={inputs.drop:g}, plan="adaptive", tolerance={row.setting.tolerance:g})'
+    elif row.setting.kind == "reuse":
+        encoder = f"ef.ReuseEncoder(model, interleave={row.setting.interleave}, drop={inputs.drop:g})"
+    else:
+        encoder = (
+            f"ef.ResidualViT(model, interleave={row.setting.interleave}, drop={inputs.drop:g}, "
+            f'select="{row.setting.select}", residual={residual})'
+        )
     return "\n".join(
         [
             *_load(inputs),
-            f"encoder = ef.ResidualViT(model, interleave={row.setting.interleave}, drop={inputs.drop:g}, "
-            f'select="{row.setting.select}", residual={residual})',
+            f"encoder = {encoder}",
             f"feats = ef.encode_video({inputs.example!r}, encoder, fps={inputs.fps:g})",
         ]
     )

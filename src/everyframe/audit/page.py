@@ -36,7 +36,8 @@ def audit_page(audit: Audit) -> str:
     body.append(f'<div class="settings">{html_table(audit.HEADER, audit.cells(), mark=chosen)}</div>')
     body.append(
         '<p class="note">Fidelity: cosine of a frame\'s feature to its dense feature, mean over all frames; I-frames '
-        "are exact. copy and interpolate use the I-features alone. Moments: temporal IoU with the moment found in "
+        "are exact. copy and interpolate use the I-features alone; reuse is an adaptive plan where it has no N, whose "
+        "copies count as P-frames. Moments: temporal IoU with the moment found in "
         "dense features. GFLOPs: multiply-accumulates of the linear layers. Model faster: measured time of the model "
         "alone; with reading: decoding and resizing included, and motion where a setting needs it.</p>"
     )
@@ -66,19 +67,18 @@ def _videos(audit: Audit, shown: Setting) -> list[str]:
     pictured = [video for video in videos if shown in video.worst]
     body = [f"<h2>{html.escape(shown.title)} over time</h2>"]
     if len(videos) > 1:
+        baselines = _baselines(shown)
         figures = [
             [
                 Path(video.path).name,
                 str(len(video.times)),
                 *video.row(shown).cells()[2:7],
-                *(
-                    f"{video.row(Setting(kind, shown.interleave)).fidelity_mean:.3f}"
-                    for kind in ("copy", "interpolate")
-                ),
+                *(f"{video.row(baseline).fidelity_mean:.3f}" for baseline in baselines),
             ]
             for video in videos
         ]
-        body.append(html_table(["video", "frames", *audit.HEADER[2:7], "copy", "interpolate"], figures))
+        names = [baseline.label for baseline in baselines]
+        body.append(html_table(["video", "frames", *audit.HEADER[2:7], *names], figures))
     if len(pictured) < len(videos):
         body.append(f'<p class="note">Below: the {len(pictured)} of {len(videos)} videos with the lowest fidelity.</p>')
     return body + [_video(video, shown, audit.target) for video in pictured]
@@ -87,11 +87,9 @@ def _videos(audit: Audit, shown: Setting) -> list[str]:
 def _video(video: VideoAudit, shown: Setting, target: float) -> str:
     row = video.row(shown)
     name = html.escape(Path(video.path).name)
-    lines: list[tuple[str, str, Setting]] = [
-        (_COPY, "copy", Setting("copy", shown.interleave)),
-        (_INTERPOLATE, "interpolate", Setting("interpolate", shown.interleave)),
-        (_OWN, shown.title, shown),
-    ]
+    colours = (_COPY, _INTERPOLATE)
+    lines = [(colour, base.label, base) for colour, base in zip(colours, _baselines(shown), strict=False)]
+    lines.append((_OWN, shown.title, shown))
     key = "".join(
         f'<span style="background:{colour}"></span>{html.escape(label)}' for colour, label, _ in reversed(lines)
     )
@@ -106,13 +104,18 @@ def _video(video: VideoAudit, shown: Setting, target: float) -> str:
     )
 
 
+def _baselines(shown: Setting) -> list[Setting]:
+    """Those with the same I-frames; an adaptive plan has none."""
+    return [Setting("copy", shown.interleave), Setting("interpolate", shown.interleave)] if shown.has_interleave else []
+
+
 def _curves(video: VideoAudit, lines: list[tuple[str, str, Setting]], target: float) -> str:
     """Fidelity of P-frames over the windows, side by side: their gaps are cut out. I-frames are 1 and left out."""
     width, height, left, gap = 1000.0, 190.0, 34.0, 10.0
     own = [video.cosines[setting][video.reduced[setting]] for _, _, setting in lines]
     values = np.concatenate(own)
     if not len(values):
-        return '<p class="note">No P-frame was sampled: the video is too short.</p>'
+        return '<p class="note">No P-frame was sampled: the video is too short, or all frames are I-frames.</p>'
     lowest = min(float(values.min()), target)
     step = next(size for size in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5) if (1 - lowest) / size <= 5 or size == 0.5)
     floor = math.floor(lowest / step) * step

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from everyframe.audit.result import WorstFrame
 from everyframe.backbone import Model
-from everyframe.encoders import ResidualViT
+from everyframe.encoders import Plan
 from everyframe.pipeline import Window
 from everyframe.video import write_image
 
@@ -19,24 +19,23 @@ _PAPER = 236.0  # grey level that dropped patches fade to
 _INK = (207, 34, 46)  # edge of what was kept
 
 
-def draw_worst(encoder: ResidualViT, window: Window, rows: Sequence[int], cosines: np.ndarray) -> list[WorstFrame]:
-    """Pictures of the P-frames `rows` of a window that begins with an I-frame."""
-    kept = encoder.kept_indices(window.pixels, window.motion, torch.tensor(rows))
-    vision = encoder.model.vision
+def draw_worst(model: Model, plan: Plan, window: Window, rows: Sequence[int], cosines: np.ndarray) -> list[WorstFrame]:
+    """Pictures of the frames `rows`, none of them an I-frame, of a window that begins with one."""
+    vision = model.vision
     drawn = []
-    for row, indices in zip(rows, kept, strict=True):
-        i_row = row // encoder.group_size * encoder.group_size
+    for row in rows:
+        i_row = plan.roles.rindex("I", 0, row)
         flat = np.zeros(vision.num_patches, bool)
-        flat[indices.cpu().numpy()] = True
+        flat[plan.kept(row).cpu().numpy()] = True
         mask = flat.reshape(vision.grid, vision.grid)
-        frame = visible(window.pixels[row], encoder.model)
+        frame = visible(window.pixels[row], model)
         drawn.append(
             WorstFrame(
                 time=float(window.times[row]),
                 i_time=float(window.times[i_row]),
                 cosine=float(cosines[row]),
                 picture=_jpeg(mark_kept(frame, mask, vision.config.patch_size)),
-                i_picture=_jpeg(_enlarged(visible(window.pixels[i_row], encoder.model))),
+                i_picture=_jpeg(_enlarged(visible(window.pixels[i_row], model))),
             )
         )
     return drawn

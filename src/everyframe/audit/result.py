@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from everyframe.encoders.reuse import TOLERANCE
 from everyframe.spans import Moment
 
 SHARE_IOU = 0.5  # a moment counts as the same from this temporal IoU on, as in R@1 at IoU 0.5
@@ -21,31 +22,47 @@ SHARE_IOU = 0.5  # a moment counts as the same from this temporal IoU on, as in 
 class Setting:
     """One way to get a feature for every frame.
 
-    kind: "dense" is what the others are compared with; "interleaved" is `ResidualViT`; "copy" and "interpolate" use
-    the I-features alone (`everyframe.encoders.baselines`). token: with the residual token.
+    kind: "dense" is what the others are compared with; "interleaved" is `ResidualViT`; "reuse" is `ReuseEncoder`;
+    "copy" and "interpolate" use the I-features alone (`everyframe.encoders.baselines`). token: with the residual token.
+    tolerance: of an adaptive plan, which has no N; None is a fixed plan.
     """
 
-    kind: Literal["dense", "interleaved", "copy", "interpolate"]
+    kind: Literal["dense", "interleaved", "reuse", "copy", "interpolate"]
     interleave: int = 0
     select: str | None = None
     token: bool = False
+    tolerance: float | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        return self.tolerance is not None
+
+    @property
+    def has_interleave(self) -> bool:
+        """Is there an N?"""
+        return self.kind != "dense" and not self.adaptive
 
     @property
     def label(self) -> str:
-        """A few words for a table beside N: "motion", "motion + token", "copy", ..."""
+        """A few words for a table beside N: "motion", "motion + token", "reuse, tol 0.3", "copy", ..."""
+        if self.adaptive:
+            return f"{self.kind}, tol {self.tolerance:g}"
         return f"{self.select or self.kind}{' + token' if self.token else ''}"
 
     @property
     def title(self) -> str:
-        """The same with N, for sentences."""
-        return self.label if self.kind == "dense" else f"N={self.interleave} {self.label}"
+        """The same with N or in full, for sentences."""
+        if self.adaptive:
+            return f"adaptive {self.kind} at tolerance {self.tolerance:g}"
+        return f"N={self.interleave} {self.label}" if self.has_interleave else self.label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Figures of one setting. Fidelity is the cosine of a frame's feature to the dense feature of the same frame.
 
-    fidelity_*: over all frames, I-frames included (they are exact). p_*: over P-frames alone; None without any.
+    fidelity_*: over all frames, I-frames included (they are exact). p_*: over all others, P-frames and the copies of
+    an adaptive plan; None without any.
     moment_*: temporal IoU with the moment found in dense features, mean and share of at least `SHARE_IOU`; None
     where `moments`, the number of comparisons, is 0. GFLOPs count multiply-accumulates of linear layers.
     encode_*: the model alone. reading_ms_per_frame: decoding and resizing, with motion where the setting needs it
@@ -89,7 +106,7 @@ class Row:
     def cells(self) -> list[str]:
         """One text per column of `HEADER`."""
         return [
-            "-" if self.setting.kind == "dense" else str(self.setting.interleave),
+            str(self.setting.interleave) if self.setting.has_interleave else "-",
             self.setting.label,
             _three(self.fidelity_mean),
             _three(self.p_p5),
@@ -113,7 +130,7 @@ class Tally:
 
     reads_motion: bool = False
     cosines: list[np.ndarray] = field(default_factory=list)
-    reduced: list[np.ndarray] = field(default_factory=list)  # bool [T]: is it a P-frame?
+    reduced: list[np.ndarray] = field(default_factory=list)  # bool [T]: is it no I-frame?
     ious: list[float] = field(default_factory=list)
     macs: float = 0.0
     seconds: float = 0.0
@@ -175,7 +192,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class WorstFrame:
-    """A P-frame that came out badly. Pictures are JPEG, as the model sees them; dropped patches are washed out."""
+    """A P-frame that came out badly. Pictures are JPEG, as the model sees them; what was left out is washed out."""
 
     time: float
     i_time: float
@@ -273,7 +290,7 @@ class Audit:
 
     @property
     def shown(self) -> Setting | None:
-        """The setting that the report draws: what is advised, else motion at N=2 or what comes next to that."""
+        """The setting that the report draws: what is advised, else the default or what comes next to that."""
         if self.advice.setting is not None:
             return self.advice.setting
         return next_to_default([row.setting for row in self.rows])
@@ -324,7 +341,14 @@ class Audit:
 
 
 def next_to_default(settings: Iterable[Setting]) -> Setting | None:
-    """ResidualViT's default among these, or the one most like it: N near 2, motion, with the token."""
+    """What `everyframe encode` does unasked among these, or the one most like it.
+
+    Adaptive reuse with a tolerance near 1; without, of ResidualViT N near 2, motion, with the token.
+    """
+    settings = list(settings)
+    adaptive = [setting for setting in settings if setting.tolerance is not None]
+    if adaptive:
+        return min(adaptive, key=lambda s: abs((s.tolerance or 0.0) - TOLERANCE))
     candidates: Sequence[Setting] = [setting for setting in settings if setting.kind == "interleaved"]
     return min(candidates, key=lambda s: (abs(s.interleave - 2), s.select != "motion", not s.token), default=None)
 

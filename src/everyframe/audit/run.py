@@ -25,7 +25,7 @@ from everyframe.audit.result import Answer, Audit, Setting, Tally, VideoAudit, W
 from everyframe.audit.windows import distinct_sources, video_windows
 from everyframe.backbone import Model
 from everyframe.cost import flops
-from everyframe.encoders import DenseEncoder, Encoder, ResidualViT
+from everyframe.encoders import DenseEncoder, Encoder, Plan, ResidualViT, ReuseEncoder
 from everyframe.encoders.baselines import copy_features, fidelity, interpolate_features
 from everyframe.encoders.plan import fixed_roles
 from everyframe.encoders.tokenizer import shipped_tokenizer
@@ -42,6 +42,8 @@ WITH_PICTURES = 10  # videos whose worst frames are kept, for each setting: thos
 _WORST = 3
 _REPEAT_BELOW = 0.3  # seconds: when dense encoding of a window takes less, all are timed twice
 _SETTINGS_OF_OTHERS = 2  # the N at which the strategies other than motion are tried, unless all are wanted
+_SETTINGS_OF_REUSE = 5  # the same for reuse with a fixed plan
+_WARM_UP = 24  # frames at most: the groups of an adaptive plan may be as long as a window
 
 
 def audit_videos(
@@ -52,6 +54,7 @@ def audit_videos(
     queries: Sequence[str] | None = None,
     interleaves: Sequence[int] = (1, 2, 3, 5),
     selects: Sequence[str] = ("motion", "residual", "center", "uniform", "random"),
+    tolerances: Sequence[float] = (0.3, 1.0, 3.0),
     drop: float = 0.85,
     residual: str | Path | ResidualTokenizer | None = "auto",
     target: float = 0.97,
@@ -67,6 +70,8 @@ def audit_videos(
     queries: texts to ground in every window; by default a few are generated per video.
     interleaves, selects: the first of `selects` is tried at every N, the others only at the N nearest to 2 unless
         `full_grid`. All are tried without and, where `residual` gives a tokenizer, with the residual token.
+    tolerances: of the adaptive plans of `ReuseEncoder`; its fixed plan is tried at the N nearest to 5, with `full_grid`
+        at every N. None at all: reuse is left out.
     residual: as for `ResidualViT`; "auto" goes without, silently, where the model comes with none.
     target: the mean fidelity over all frames that the recommended setting must reach.
     sample_seconds: of each video, in windows spread over it; a shorter video is read whole.
@@ -81,7 +86,7 @@ def audit_videos(
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise VideoError("no video given: name files, folders, a pattern or a .txt list")
-    encoders = _encoders(model, interleaves, selects, drop, residual, full_grid, batch_size)
+    encoders = _encoders(model, interleaves, selects, tolerances, drop, residual, full_grid, batch_size)
     asked = Queries(model, queries)
     missing: list[VideoError] = []
     sources = distinct_sources(given, missing)
@@ -134,12 +139,13 @@ def _encoders(
     model: Model,
     interleaves: Sequence[int],
     selects: Sequence[str],
+    tolerances: Sequence[float],
     drop: float,
     residual: str | Path | ResidualTokenizer | None,
     full_grid: bool,
     batch_size: int,
 ) -> dict[Setting, Encoder]:
-    """Dense and one `ResidualViT` per setting, in the order of the table."""
+    """Dense and one `ResidualViT` or `ReuseEncoder` per setting, in the order of the table."""
     if not interleaves or not selects:
         raise ValueError("at least one interleave and one way to select patches are needed")
     for select in selects:
@@ -164,6 +170,17 @@ def _encoders(
                 for token in tokenizers:
                     setting = Setting("interleaved", interleave, select, token is not None)
                     encoders[setting] = ResidualViT(model, interleave, drop, select, token, batch_size=batch_size)
+    if not tolerances:
+        return encoders
+    of_reuse = min(steps, key=lambda step: (abs(step - _SETTINGS_OF_REUSE), step))
+    for interleave in steps if full_grid else [of_reuse]:
+        encoders[Setting("reuse", interleave)] = ReuseEncoder(model, interleave, drop, batch_size=batch_size)
+    adaptive = [
+        ReuseEncoder(model, drop=drop, plan="adaptive", tolerance=tolerance, batch_size=batch_size)
+        for tolerance in tolerances
+    ]
+    for reuse in sorted(adaptive, key=lambda encoder: encoder.policy.tolerance):
+        encoders[Setting("reuse", tolerance=reuse.policy.tolerance)] = reuse
     return encoders
 
 
@@ -229,7 +246,7 @@ class _Work:
         self._readings = sorted({encoder.needs_motion for encoder in encoders.values()})  # with motion? dense: False
         self._baselines = [
             Setting(kind, interleave)  # type: ignore[arg-type]
-            for interleave in sorted({setting.interleave for setting in encoders if setting != DENSE})
+            for interleave in sorted({setting.interleave for setting in encoders if setting.has_interleave})
             for kind in ("copy", "interpolate")
         ]
 
@@ -297,12 +314,13 @@ class _Work:
 
     def _look_at(self, window: Window, seen: _Seen, count: int) -> None:
         """Encode a window in every setting and compare; ask at most `count` generated queries."""
-        features = self._encode(window, seen.tallies)
+        features, plans = self._encode(window, seen.tallies)
         for setting, tally in seen.tallies.items():
             tally.cosines.append(fidelity(features[setting], features[DENSE]).astype(np.float32))
-            roles = fixed_roles(len(window.times), setting.interleave)
-            tally.reduced.append(np.array([role == "P" for role in roles], bool))
-        self._find_worst(seen.worst, window, seen.tallies)
+            known = setting in plans
+            roles = plans[setting].roles if known else fixed_roles(len(window.times), setting.interleave)
+            tally.reduced.append(np.array([role != "I" for role in roles], bool))
+        self._find_worst(seen.worst, window, plans, seen.tallies)
         dense, others = self._as_videos(window, features)
         seen.answers += self._ask(self._asked.of_window(dense, count), dense, others, seen.tallies)
         first = sum(map(len, seen.times))
@@ -316,31 +334,41 @@ class _Work:
         return setting in self._encoders and self._encoders[setting].needs_motion
 
     def _in_table_order(self) -> list[Setting]:
-        """Dense, then by N: encoders as they were made, baselines last."""
-        return sorted([*self._encoders, *self._baselines], key=lambda setting: setting.interleave)
+        """Dense, then by N: encoders as they were made, baselines last. Adaptive plans, which have no N, at the end."""
+        return sorted([*self._encoders, *self._baselines], key=lambda setting: (setting.adaptive, setting.interleave))
 
-    def _encode(self, window: Window, tallies: dict[Setting, Tally]) -> dict[Setting, np.ndarray]:
-        """Features of every setting, float32 [T, D], and what they cost. Encoders take turns at being first."""
+    def _encode(
+        self, window: Window, tallies: dict[Setting, Tally]
+    ) -> tuple[dict[Setting, np.ndarray], dict[Setting, Plan]]:
+        """Features of every setting, float32 [T, D], and the plans of the encoders; what they cost is added up.
+
+        Encoders take turns at being first. Planning is part of the time.
+        """
         order = list(self._encoders)
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)]
         if self._turn == 0:  # the first pass allocates and compiles; nobody should pay for that
             for encoder in self._encoders.values():
-                few = 2 * encoder.group_size
+                few = min(2 * encoder.group_size, _WARM_UP)
                 encoder.encode(window.pixels[:few], None if window.motion is None else window.motion[:few])
         self._turn += 1
         features: dict[Setting, np.ndarray] = {}
+        plans: dict[Setting, Plan] = {}
         took: dict[Setting, float] = {}
         for repeat in range(2):
             if repeat and took[DENSE] >= _REPEAT_BELOW:
                 break
             for setting in order:
+                encoder = self._encoders[setting]
                 clock = time.perf_counter()
-                features[setting] = self._encoders[setting].encode(window.pixels, window.motion).cpu().numpy()
+                planner = encoder.planner()
+                plan = planner.add(window.pixels, window.motion) + planner.finish()
+                features[setting] = encoder.encode_planned(window.pixels, plan).cpu().numpy()
                 seconds = time.perf_counter() - clock
                 took[setting] = min(seconds, took.get(setting, math.inf))
+                plans[setting] = plan
         frames = len(window.times)
         for setting, encoder in self._encoders.items():
-            tallies[setting].macs += flops(encoder, frames).total
+            tallies[setting].macs += _macs(encoder, plans[setting])
             tallies[setting].seconds += took[setting]
         dense_macs = flops(self._encoders[DENSE], frames).per_frame
         for setting in self._baselines:
@@ -351,24 +379,29 @@ class _Work:
                 features[setting] = copy_features(features[DENSE], setting.interleave)
             else:
                 features[setting] = interpolate_features(features[DENSE], window.times, setting.interleave)
-        return features
+        return features, plans
 
     def _find_worst(
-        self, worst: dict[Setting, list[WorstFrame]], window: Window, tallies: dict[Setting, Tally]
+        self,
+        worst: dict[Setting, list[WorstFrame]],
+        window: Window,
+        plans: dict[Setting, Plan],
+        tallies: dict[Setting, Tally],
     ) -> None:
         """Update the worst P-frames of every encoder, at most one per group: its neighbours look the same."""
-        for setting, encoder in self._encoders.items():
-            if not isinstance(encoder, ResidualViT):
+        for setting, plan in plans.items():
+            if setting == DENSE:
                 continue
+            groups = np.cumsum([role == "I" for role in plan.roles])
             cosines, reduced = tallies[setting].cosines[-1], tallies[setting].reduced[-1]
             known = worst.setdefault(setting, [])
             bar = known[-1].cosine if len(known) == _WORST else math.inf
             rows: dict[int, int] = {}
             for row in np.argsort(cosines, kind="stable"):
                 if reduced[row] and cosines[row] < bar and len(rows) < _WORST:
-                    rows.setdefault(int(row) // encoder.group_size, int(row))
+                    rows.setdefault(int(groups[row]), int(row))
             if rows:
-                known += draw_worst(encoder, window, list(rows.values()), cosines)
+                known += draw_worst(self._model, plan, window, list(rows.values()), cosines)
                 known.sort(key=lambda frame: frame.cosine)
                 del known[_WORST:]
 
@@ -397,6 +430,13 @@ class _Work:
             for setting, iou in answer.ious.items():
                 tallies[setting].ious.append(iou)
         return answers
+
+
+def _macs(encoder: Encoder, plan: Plan) -> float:
+    """As `flops` counts; for a plan that depends on the video, what it comes to."""
+    if encoder.plan == "fixed":
+        return flops(encoder, len(plan.roles)).total
+    return sum(encoder.plan_macs(plan, "paper").values())
 
 
 def _keep_pictures_of_worst(videos: list[VideoAudit]) -> None:

@@ -53,6 +53,10 @@ def audit(
     interleave: Annotated[
         list[int] | None, typer.Option("--interleave", help="P-frames per I-frame; repeatable. (default: 1, 2, 3, 5)")
     ] = None,
+    tolerance: Annotated[
+        list[float] | None,
+        typer.Option("--tolerance", help="Of adaptive reuse; repeatable. (default: 0.3, 1, 3)"),
+    ] = None,
     drop: DropOption = None,
     residual: ResidualOption = None,
     everything: Annotated[bool, typer.Option("--all", help="Every strategy at every N, not only motion.")] = False,
@@ -71,7 +75,13 @@ def audit(
     from everyframe.audit import audit_page, audit_videos
 
     options = given(
-        fps=fps, interleaves=interleave, drop=drop, target=fidelity, sample_seconds=seconds, batch_size=batch_size
+        fps=fps,
+        interleaves=interleave,
+        tolerances=tolerance,
+        drop=drop,
+        target=fidelity,
+        sample_seconds=seconds,
+        batch_size=batch_size,
     )
     if residual is not None:
         options["residual"] = None if residual == "none" else residual
@@ -126,9 +136,10 @@ def _show(result: Audit, out: Path, wall: float) -> None:
         table.add_column(name, justify="left" if index == 1 else "right")
     last = None
     for row in result.rows:
-        if last is not None and row.setting.interleave != last:
+        section = (row.setting.adaptive, row.setting.interleave)
+        if last is not None and section != last:
             table.add_section()
-        last = row.setting.interleave
+        last = section
         table.add_row(*row.cells(), style="bold" if row.setting == result.advice.setting else None)
     console.say(result.summary())
     console.show(table)
