@@ -134,7 +134,7 @@ def test_contradictions_are_told_before_a_model_is_loaded(
     [
         (["encode", "--calibration", "auto"], "--calibration has no meaning without --fidelity"),
         (["encode", "--recipe", "--format", "npy"], "--format has no meaning with --recipe"),
-        (["plan", "--plan", "fixed", "--calibration", "auto"], "--calibration has no meaning here: only what an"),
+        (["plan", "--plan", "fixed", "--calibration", "auto"], "--calibration has no meaning here: it predicts what"),
         (["plan", "--plot", "plan.png"], "--plot must end in .svg, got plan.png"),
         (["plan", "--calibration", "CALIBRATION", "--model", "gone/folder/x"], "gone/folder/x"),
         (["plan", "--fps", "0"], "fps must be > 0, got 0"),
@@ -456,3 +456,34 @@ def test_restore_leaves_other_files_alone_and_goes_on(videos: dict, tmp_path: Pa
         run("restore", tmp_path / "r", "--video", videos["cuts"])
     with pytest.raises(ValueError, match="would both become"):
         run("restore", tmp_path / "r", tmp_path / "s")
+
+
+def test_a_part_restored_is_no_whole_video(model: ef.Model, videos: dict, tmp_path: Path) -> None:
+    video, features = videos["lecture"], tmp_path / "features"
+    run("encode", video, "--model", "bundled", "--recipe", "--out", tmp_path, "--quiet")
+    (recipe,) = tmp_path.glob("*.recipe.npz")
+    run("restore", recipe, "--end", "2", "--out", features, "--quiet")
+    (part,) = features.glob("*.npz")
+    assert ef.VideoFeatures.load(part).times[-1] < 2
+    run("encode", video, "--model", "bundled", "--out", features, "--quiet")  # not skipped
+    assert ef.VideoFeatures.load(part).num_frames == 18
+    assert run("restore", recipe, "--end", "2", "--out", features, "--quiet")[0] == 1
+    assert ef.VideoFeatures.load(part).num_frames == 18
+
+
+def test_a_calibration_of_another_rate_is_used_with_a_warning(videos: dict, tmp_path: Path, monkeypatch) -> None:
+    for fps, warned in ((1, True), (3, False)):
+        said: list[str] = []
+        monkeypatch.setattr("everyframe.console.say", lambda text, said=said, **options: said.append(text))
+        run("encode", videos["lecture"], "--fidelity", 0.97, "--fps", fps, "--out", tmp_path)
+        assert any("measured at 3 frames per second, not at 1" in text for text in said) is warned
+
+
+def test_the_cheapest_point_that_reaches_a_fidelity_is_chosen(model: ef.Model) -> None:
+    points = [
+        Point(drop=0.5, tolerance=1.0, fidelity=0.99, fidelity_p5=0.9, cost=0.4),
+        Point(drop=0.5, tolerance=2.0, fidelity=0.96, fidelity_p5=0.9, cost=0.35),
+        Point(drop=0.9, tolerance=1.0, fidelity=0.985, fidelity_p5=0.9, cost=0.2),  # wholly above what is asked
+        Point(drop=0.9, tolerance=2.0, fidelity=0.986, fidelity_p5=0.9, cost=0.15),
+    ]
+    assert Calibration(points=tuple(points), weights=(0.0, 0.0)).choose(0.97) == (0.9, 2.0)

@@ -24,6 +24,7 @@ from everyframe.timeline import debts, plan_picture
 from everyframe.video import Source, sample_frames, write_image
 
 _THUMBNAIL = 112  # pixels along a side
+_PICTURES = 256  # kept at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,9 @@ class Preview:
         return self.gflops_per_frame(rule) * 1e9 / sum(full.values())
 
     def predict(self, calibration: Calibration) -> float:
-        """Mean fidelity to be expected. Raises ValueError for a plan that does not look at change."""
+        """Mean fidelity to be expected. Raises ValueError for a plan that no calibration is measured for."""
+        if self.encoder.looks_ahead:
+            raise ValueError("calibrations are measured without two_sided, so nothing can be predicted with it")
         if self.left_out is None:
             raise ValueError(f"fidelity is predicted from change, which {self.encoder.settings} does not look at")
         return calibration.predict(self.plan.roles, self.left_out)
@@ -144,6 +147,8 @@ def preview_video(
             if pictures:
                 waiting += zip(part.times, _small(encoder.model, part.pixels), strict=True)
                 kept += _pictures(waiting, piece.roles)
+                if len(kept) > _PICTURES:
+                    kept = kept[::2]  # a dozen will be drawn, from all over the video
             times += part.times
             beside += time.perf_counter() - after
     plans.append(planner.finish())
@@ -154,21 +159,13 @@ def preview_video(
         encoder=encoder,
         times=np.array(times, np.float64),
         end_seconds=times[-1] + 1 / fps if stop is None else stop,
-        plan=_joined(plans),
+        plan=Plan.joined(plans),
         left_out=left_out or None,
         cuts=cuts,
         pictures=kept,
         planning_seconds=planning,
         reading_seconds=time.perf_counter() - started - planning - beside,
     )
-
-
-def _joined(plans: list[Plan]) -> Plan:
-    """One plan of many parts, joined in pairs: one after the other would copy the first ones over and over."""
-    while len(plans) > 1:
-        pairs = [first + second for first, second in zip(plans[::2], plans[1::2], strict=False)]
-        plans = pairs + plans[2 * len(pairs) :]
-    return plans[0]
 
 
 def _small(model: Model, pixels: Tensor) -> np.ndarray:

@@ -110,7 +110,7 @@ def encode(
         raise missing[0]
     sources = output_paths(distinct(roots), out, RECIPE_SUFFIX if recipe else f".{format or 'npz'}")
     check_writable(out)
-    reader = choice.make(load_model(model, device, dtype, threads), batch_size)
+    reader = choice.make(load_model(model, device, dtype, threads), batch_size, fps=fps)
     silent = quiet or as_json
     expected = None if silent else forecast([source for source, _ in sources], reader, sampling)
     if expected is not None:

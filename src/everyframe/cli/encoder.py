@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everyframe import console
 from everyframe.cli.options import given
 
 if TYPE_CHECKING:
@@ -98,12 +99,29 @@ class Choice:
     def adaptive(self) -> bool:
         return self.name == "reuse" and self.arguments.get("plan", "adaptive") == "adaptive"
 
-    def make(self, model: Model, batch_size: int | None = None) -> Encoder:
+    @property
+    def calibrated(self) -> bool:
+        """Is it of the kind that calibrations are measured with?"""
+        return self.adaptive and not self.arguments.get("two_sided")
+
+    def make(self, model: Model, batch_size: int | None = None, *, fps: float | None = None) -> Encoder:
+        """fps: at which frames will be sampled; a calibration measured at another is used with a word of warning."""
         from everyframe.encoders import DenseEncoder, ResidualViT, ReuseEncoder
+        from everyframe.encoders.calibration import resolve_calibration
+        from everyframe.pipeline import Sampling
 
         arguments = {**self.arguments, **given(batch_size=batch_size)}
         if "fidelity" in arguments:
-            return ReuseEncoder.at_fidelity(model, **arguments)
+            calibration = resolve_calibration(arguments.pop("calibration", "auto"), model)
+            measured, asked = calibration.facts.get("fps"), fps or Sampling.fps
+            if measured is not None and measured != asked:
+                console.say(
+                    f"the calibration was measured at {measured:g} frames per second, not at {asked:g}: --fidelity may "
+                    "be missed; calibrate with the same --fps",
+                    style="yellow",
+                    error=True,
+                )
+            return ReuseEncoder.at_fidelity(model, calibration=calibration, **arguments)
         if self.name == "reuse":
             return ReuseEncoder(model, **arguments)
         return ResidualViT(model, **arguments) if self.name == "residual" else DenseEncoder(model, **arguments)

@@ -138,7 +138,7 @@ def ground(
     else:
         choice = choose_encoder(**encoding)
         text_model = load_model(model, device, dtype, None)
-        reader = choice.make(text_model)
+        reader = choice.make(text_model, fps=fps)
         feats = encode_video(source, reader, **given(fps=fps), keep_partial=keep_partial)
     vector = text_model.encode_text([query])[0]
     options: dict[str, Any] = given(smooth=smooth, threshold=threshold, method=method, overlap=overlap)

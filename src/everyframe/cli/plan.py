@@ -94,8 +94,8 @@ def plan(
         select=select,
         residual=residual,
     )
-    if calibration is not None and not choice.adaptive:
-        raise ValueError("--calibration has no meaning here: only what an adaptive plan loses can be predicted")
+    if calibration is not None and not choice.calibrated:
+        raise ValueError("--calibration has no meaning here: it predicts what one-sided adaptive plans lose")
     if not is_address(video) and not Path(video).exists():
         raise ValueError(f"{video}: no such file or folder")
     if plot is not None:
@@ -106,7 +106,7 @@ def plan(
     bones, measured = _load(model or DEFAULT_MODEL, choice, calibration)
     result = preview_video(
         video,
-        choice.make(bones),
+        choice.make(bones, fps=fps),
         **given(fps=fps, start=start, end=end),
         keep_partial=keep_partial,
         pictures=plot is not None,
@@ -134,7 +134,7 @@ def _load(name: str, choice: Choice, calibration: str | None) -> tuple[Model, Ca
     if not (asked or here or choice.name == "residual"):
         return skeleton(name), None
     model = load(name, device="cpu")
-    if not choice.adaptive or not (asked or shipped_calibration(model)):
+    if not choice.calibrated or not (asked or shipped_calibration(model)):
         return model, None
     return model, resolve_calibration(calibration or "auto", model)
 
@@ -179,7 +179,7 @@ def _show(result: Preview, facts: dict[str, Any]) -> None:
     }
     if facts["predicted_fidelity"] is not None:
         rows["predicted fidelity"] = f"{facts['predicted_fidelity']:.3f} (mean cosine to dense features)"
-    elif facts["settings"].get("plan") == "adaptive":
+    elif facts["settings"].get("plan") == "adaptive" and not facts["settings"].get("two_sided"):
         rows["predicted fidelity"] = "unknown: no calibration comes with the model (everyframe calibrate makes one)"
     rows["time per frame"] = (
         f"{facts['planning_ms_per_frame']:.2f} ms planning, {facts['reading_ms_per_frame']:.1f} ms reading"

@@ -48,12 +48,11 @@ def restore(
     quiet: QuietOption = False,
 ) -> None:
     """Compute the features that encode --recipe left out: P-frames, of a whole video or of the part that is needed."""
-    from everyframe.features import FeaturesError
-    from everyframe.pipeline import Recipe
+    from everyframe.pipeline import Recipe, Sampling
     from everyframe.pipeline import restore as restore_features
-    from everyframe.video import VideoError
 
     check_format(format)
+    Sampling(start=start, end=end)  # what is no range is no fault of any file
     files = _files(recipes, out, format)
     if video is not None and len(files) != 1:
         raise ValueError(f"--video names the video of one recipe, but there are {len(files)}")
@@ -65,7 +64,7 @@ def restore(
         row: dict[str, Any] = {"recipe": str(file), "output": str(target), "frames": 0, "error": None}
         try:
             recipe = Recipe.load(file)
-            _check_free(target, recipe)
+            _check_free(target, recipe, partial=start is not None or end is not None)
             name = (model or _recorded(recipe, file), str(recipe.model.get("dtype", "float32")))
             if name not in models:
                 models[name] = load_model(name[0], device, name[1], threads)
@@ -75,7 +74,7 @@ def restore(
             target.parent.mkdir(parents=True, exist_ok=True)
             feats.save(target)
             row["frames"] = feats.num_frames
-        except (FeaturesError, VideoError, OSError) as error:
+        except (ValueError, OSError) as error:  # of the file, the video or the model: each is a ValueError
             row.update(output=None, error=str(error) if str(file) in str(error) else f"{file}: {error}")
             console.say(f"everyframe: failed: {row['error']}", style="red", error=True)
         rows.append(row)
@@ -127,18 +126,20 @@ def _reader(recipe: Recipe, model: Model, residual: str | None) -> Model | Encod
     return ResidualViT(model, **options, residual=residual)
 
 
-def _check_free(target: Path, recipe: Recipe) -> None:
-    """Raise FeaturesError where the file is somebody else's: not of everyframe, or of another video."""
+def _check_free(target: Path, recipe: Recipe, *, partial: bool) -> None:
+    """Raise FeaturesError where the file is not of everyframe, of another video, or more than a part of this one."""
     from everyframe.feature_files import ForeignFileError
     from everyframe.features import FeaturesError, VideoFeatures
 
     if not target.exists():
         return
     try:
-        other = VideoFeatures.load(target).video
+        there = VideoFeatures.load(target)
     except ForeignFileError as error:
         raise FeaturesError(f"{error}; it is not overwritten: choose another --out") from error
     except FeaturesError:
         return  # cut short
-    if any(other.get(key) != recipe.video.get(key) for key in ("path", "fingerprint")):
-        raise FeaturesError(f"{target} holds the features of {other.get('path')}; choose another --out")
+    if any(there.video.get(key) != recipe.video.get(key) for key in ("path", "fingerprint")):
+        raise FeaturesError(f"{target} holds the features of {there.video.get('path')}; choose another --out")
+    if partial and "slice_seconds" not in there.settings:
+        raise FeaturesError(f"{target} holds the whole video; choose another --out for a part of it")

@@ -58,7 +58,8 @@ class Calibration:
     def choose(self, fidelity: float) -> tuple[float, float]:
         """(drop, tolerance) of the cheapest setting whose mean fidelity is `fidelity`, interpolated on the grid.
 
-        Below what the grid holds, the cheapest point of all is taken: it is better than what was asked for.
+        Below what the grid holds, the cheapest point of all is taken: it is better than what was asked for. The grid
+        was measured at facts["fps"] frames per second, and holds for those.
         Raises ValueError unless fidelity is within (0, 1), CalibrationError above what the grid reaches.
         """
         if not 0 < fidelity < 1:
@@ -69,11 +70,9 @@ class Calibration:
                 f"fidelity {fidelity:g} is above the {highest:.4f} that the calibration reaches; "
                 "ask for less, or encode densely"
             )
+        found = [(p.cost, p.drop, p.tolerance) for p in self.points if p.fidelity >= fidelity]
         crossings = (self._on_curve(drop, fidelity) for drop in {point.drop for point in self.points})
-        cheapest = min((crossing for crossing in crossings if crossing is not None), default=None)
-        if cheapest is None:
-            point = min(self.points, key=lambda point: point.cost)
-            return point.drop, point.tolerance
+        cheapest = min(found + [crossing for crossing in crossings if crossing is not None])
         return cheapest[1:]
 
     def predict(self, roles: str, left_out: Sequence[float]) -> float:
@@ -131,7 +130,7 @@ class Calibration:
                 share = (near.fidelity - fidelity) / span if span else 0.0
                 # Loss grows about with the logarithm of the tolerance.
                 tolerance = near.tolerance ** (1 - share) * far.tolerance**share
-                return (1 - share) * near.cost + share * far.cost, drop, round(tolerance, 4)
+                return (1 - share) * near.cost + share * far.cost, drop, float(f"{tolerance:.4g}")
         return None
 
 

@@ -75,6 +75,15 @@ class Plan:
             torch.cat((self.lent, other.lent)),
         )
 
+    @staticmethod
+    def joined(plans: Sequence[Plan]) -> Plan:
+        """One plan of many parts, joined in pairs: one after the other would copy the first ones over and over."""
+        plans = list(plans) or [Plan.of("", [])]
+        while len(plans) > 1:
+            pairs = [first + second for first, second in zip(plans[::2], plans[1::2], strict=False)]
+            plans = pairs + plans[2 * len(pairs) :]
+        return plans[0]
+
     @classmethod
     def of(cls, roles: str, kept: Sequence[Tensor], lent: Sequence[Tensor] | None = None) -> Plan:
         """From the roles and the patches of every P-frame, in order."""

@@ -85,7 +85,8 @@ class Policy:
 class Planner:
     """Plans one video; frames go in in order, in calls of any size, with the same result for all of them.
 
-    left_out: float [T], of every frame so far what it leaves out, in the unit of `tolerance`; kept for "change" only.
+    left_out: float [T], what every frame so far adds to the debt, in the unit of `tolerance`; kept for "change" only.
+        Of a two-sided plan it is what one side would leave out: that is what places I-frames.
     """
 
     def __init__(self, vision: VisionTransformer, policy: Policy, first_frame: int = 0) -> None:

@@ -90,6 +90,7 @@ def encode_recipe(
     features restored.
     """
     sampling = Sampling(fps=fps, start=start, end=end, keep_partial=keep_partial)
+    _check_encoder(encoder)
     _check_recipe(encoder)
     return _encode(source, encoder, sampling, dtype, progress, PlanAndIFeatures)
 

@@ -49,7 +49,7 @@ class PlanAndIFeatures:
     def __init__(self, encoder: Encoder, dtype: str) -> None:
         self._settings = {**encoder.settings, "batch_size": encoder.batch_size}
         self._times: list[float] = []
-        self._plan = Plan.of("", [])
+        self._plans: list[Plan] = []
         self._chunks: list[int] = []
         # ResidualViT's P-features are computed from I-features: from rounded ones they would not be the same.
         self._rows = _Rows(encoder.dim, "float32" if isinstance(encoder, ResidualViT) else dtype)
@@ -57,13 +57,13 @@ class PlanAndIFeatures:
     def add(self, times: list[float], plan: Plan, features: np.ndarray) -> None:
         self._chunks.append(len(self._times))
         self._times += times
-        self._plan += plan
+        self._plans.append(plan)
         self._rows.add(features[[role == "I" for role in plan.roles]])
 
     def finish(self, provenance: dict[str, Any]) -> Recipe:
         return Recipe(
             times=np.array(self._times, np.float64),
-            plan=self._plan,
+            plan=Plan.joined(self._plans),
             i_features=self._rows.finish(),
             chunks=np.array(self._chunks, np.int64),
             encoder=self._settings,

@@ -14,7 +14,7 @@ from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
 from everyframe.video import Source
 
 JOURNAL = "everyframe.jsonl"
-UNUSUAL = ("plan", "reduction", "two_sided")
+UNUSUAL = ("plan", "reduction", "two_sided", "slice_seconds", "resampled")
 
 
 class Journal:
