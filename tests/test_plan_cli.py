@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import everyframe as ef
 from everyframe.cli import app
 from everyframe.encoders.calibration import Calibration, Point
-from everyframe.encoders.planner import NOISE, STALE
+from everyframe.encoders.planner import NOISE, STALE, debts
 from everyframe.preview import preview_video
 from everyframe.synthetic import synthesize
-from everyframe.timeline import debts, plan_line, plan_picture, spread_out
+from everyframe.timeline import plan_line, plan_picture, spread_out
 from everyframe.tokens.change import patch_cells
 from everyframe.video import sample_frames
 

@@ -19,8 +19,9 @@ from everyframe.cost import Rule
 from everyframe.encoders import DenseEncoder, Encoder, Plan
 from everyframe.encoders.calibration import Calibration
 from everyframe.encoders.cuts import CutDetector
+from everyframe.encoders.planner import debts
 from everyframe.pipeline.window import last_end, preprocessed
-from everyframe.timeline import debts, plan_picture
+from everyframe.timeline import plan_picture
 from everyframe.video import Source, sample_frames, write_image
 
 _THUMBNAIL = 112  # pixels along a side

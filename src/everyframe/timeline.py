@@ -49,14 +49,6 @@ def plan_line(roles: str, shares: Sequence[float], width: int, *, ascii_only: bo
     return line, f"{per} frames each: share of patches computed, {blocks[0]} few, {blocks[-1]} all"
 
 
-def debts(roles: str, left_out: Sequence[float]) -> list[float]:
-    """What was left out since the last I-frame, per frame."""
-    sums: list[float] = []
-    for role, left in zip(roles, left_out, strict=True):
-        sums.append(0.0 if role == "I" else (sums[-1] if sums else 0.0) + left)
-    return sums
-
-
 def spread_out(seconds: Sequence[float], start: float, end: float, most: int = THUMBNAILS) -> list[int | None]:
     """For each of `most` equal parts of [start, end) the entry nearest to its middle, if one lies in it."""
     edges = np.linspace(start, end, most + 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from everyframe.backbone import Model
+from everyframe.encoders.planner import debts
+from everyframe.feature_files import write_whole
 
 FORMAT = "everyframe-calibration"
 SHIPPED_FILE = "calibration.json"
@@ -81,14 +82,12 @@ class Calibration:
         return 1.0 - float(losses.mean()) if len(losses) else 1.0
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON, whole or not at all."""
+        """Write JSON, whole or not at all. Raises FeaturesError where the file cannot be written."""
         path = Path(path)
         content = {"format": FORMAT, "facts": self.facts, "weights": list(self.weights)}
         content["points"] = [asdict(point) for point in self.points]
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_whole([(path, (json.dumps(content, indent=1) + "\n").encode())], path)
         return path
 
     @classmethod
@@ -136,12 +135,7 @@ class Calibration:
 
 def signals(roles: str, left_out: Sequence[float]) -> np.ndarray:
     """What the predictor sees of each frame: float64 [T, 2], what it leaves out and the sum since its I-frame."""
-    rows = np.zeros((len(roles), 2))
-    since = 0.0
-    for frame, (role, left) in enumerate(zip(roles, left_out, strict=True)):
-        since = 0.0 if role == "I" else since + left
-        rows[frame] = (left, since)
-    return rows
+    return np.stack((np.array(left_out, np.float64), np.array(debts(roles, left_out), np.float64)), axis=1)
 
 
 def shipped_calibration(model: Model) -> Path | None:

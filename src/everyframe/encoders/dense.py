@@ -127,11 +127,12 @@ def check_plan(plan: Plan, pixels: Tensor, model: Model) -> None:
     if len(plan.roles) != len(pixels):
         raise ValueError(f"the plan is for {len(plan.roles)} frames, but there are {len(pixels)}")
     patches = model.vision.num_patches
-    if len(plan.indices) and not 0 <= int(plan.indices.min()) <= int(plan.indices.max()) < patches:
-        raise ValueError(
-            f"the plan must name patches from 0 to {patches - 1}, those of {model.name}, "
-            f"got {int(plan.indices.min())} to {int(plan.indices.max())}"
-        )
+    for verb, named in (("name", plan.indices), ("lend", plan.lent)):
+        if len(named) and not 0 <= int(named.min()) <= int(named.max()) < patches:
+            raise ValueError(
+                f"the plan must {verb} patches from 0 to {patches - 1}, those of {model.name}, "
+                f"got {int(named.min())} to {int(named.max())}"
+            )
 
 
 def check_motion(motion: Tensor | None, pixels: Tensor) -> None:

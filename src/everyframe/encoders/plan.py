@@ -153,6 +153,15 @@ def check_interleave(interleave: int) -> int:
     return interleave
 
 
+def check_fixed(plan: str, what: str) -> None:
+    """Raise ValueError where `what` ("its cost") cannot be told without the video."""
+    if plan != "fixed":
+        raise ValueError(
+            f"with plan={plan!r} {what} depends on the video; everyframe plan VIDEO shows it, "
+            "and encoder.planner() makes the plan"
+        )
+
+
 def fixed_roles(num_frames: int, interleave: int) -> str:
     """The papers' plan: frame t is an I-frame when t mod (interleave + 1) = 0. "IPPIPP..." """
     if num_frames < 0:

@@ -22,6 +22,7 @@ side has. I-frames lie where they would without. The P-frames of a group are pla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,3 +251,11 @@ class _Decided:
 
     def plan(self) -> Plan:
         return Plan.of(self._roles, self._kept, self._lent)
+
+
+def debts(roles: str, left_out: Sequence[float]) -> list[float]:
+    """The debt after each frame: the sum of what was left out since the last I-frame."""
+    sums: list[float] = []
+    for role, left in zip(roles, left_out, strict=True):
+        sums.append(0.0 if role == "I" else (sums[-1] if sums else 0.0) + left)
+    return sums

@@ -32,7 +32,7 @@ from everyframe.encoders.dense import (
     encode_full,
     full_frame_macs,
 )
-from everyframe.encoders.plan import Plan, check_interleave, fixed_roles
+from everyframe.encoders.plan import Plan, check_fixed, check_interleave, fixed_roles
 from everyframe.encoders.tokenizer import ResidualTokenizer, resolve_tokenizer
 from everyframe.tokens.drop import (
     SELECTIONS,
@@ -148,7 +148,7 @@ class ResidualViT:
 
     def roles(self, num_frames: int) -> str:
         """ "IPPIPP..." for that many frames. Raises ValueError where the plan depends on the video."""
-        self._needs_fixed("its roles")
+        check_fixed(self.plan, "its roles")
         return fixed_roles(num_frames, self.interleave)
 
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
@@ -156,7 +156,7 @@ class ResidualViT:
 
         Raises ValueError where they depend on the video.
         """
-        self._needs_fixed("its cost")
+        check_fixed(self.plan, "its cost")
         full = fixed_roles(num_frames, self.interleave).count("I")
         return self._macs(full, num_frames - full, rule)
 
@@ -173,13 +173,6 @@ class ResidualViT:
         if self.tokenizer is not None:
             reduced["residual token"] = float(self.tokenizer.macs)
         return add_macs((full, full_frame_macs(self.model, rule)), (others, reduced))
-
-    def _needs_fixed(self, what: str) -> None:
-        if self.plan != "fixed":
-            raise ValueError(
-                f"with plan={self.plan!r} {what} depends on the video; everyframe plan VIDEO shows it, "
-                "and encoder.planner().add(pixels) gives the plan"
-            )
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, motion: Tensor | None = None, *, first_frame: int = 0) -> Tensor:

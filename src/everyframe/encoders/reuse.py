@@ -20,9 +20,9 @@ from torch import Tensor
 from everyframe.backbone import Model
 from everyframe.cost import Rule, add_macs, frame_macs
 from everyframe.encoders.calibration import Calibration, resolve_calibration
-from everyframe.encoders.dense import check_frames, check_model, check_motion, full_frame_macs
+from everyframe.encoders.dense import check_frames, check_model, check_motion, check_plan, full_frame_macs
 from everyframe.encoders.packed import packed_features
-from everyframe.encoders.plan import Plan, check_interleave, fixed_roles
+from everyframe.encoders.plan import Plan, check_fixed, check_interleave, fixed_roles
 from everyframe.encoders.planner import LONGEST_GROUP, Planner, Policy
 from everyframe.tokens.drop import SELECTIONS, num_kept
 
@@ -126,13 +126,14 @@ class ReuseEncoder:
 
     def roles(self, num_frames: int) -> str:
         """ "IPPPPP..." for that many frames. Raises ValueError where the plan depends on the video."""
-        self._needs_fixed("its roles")
+        check_fixed(self.plan, "its roles")
         return fixed_roles(num_frames, self.interleave)
 
     def macs(self, num_frames: int, rule: Rule) -> dict[str, float]:
         """Multiply-accumulates of that many frames by part. Raises ValueError where they depend on the video."""
-        self._needs_fixed("its cost")
-        return self._macs(*_tally(fixed_roles(num_frames, self.interleave)), rule)
+        check_fixed(self.plan, "its cost")
+        full = fixed_roles(num_frames, self.interleave).count("I")
+        return self._macs(full, num_frames - full, rule)
 
     def plan_macs(self, plan: Plan, rule: Rule) -> dict[str, float]:
         """Multiply-accumulates of the frames of a plan by part, with the I-frames that passes look ahead to."""
@@ -165,17 +166,9 @@ class ReuseEncoder:
     def encode_planned(self, pixels: Tensor, plan: Plan) -> Tensor:
         """The same for a plan that is known already, which must begin with an I-frame."""
         check_frames(pixels, self.model)
-        if len(plan.roles) != len(pixels):
-            raise ValueError(f"the plan is for {len(plan.roles)} frames, but there are {len(pixels)}")
+        check_plan(plan, pixels, self.model)
         if plan.roles[:1] not in ("", "I"):
             raise ValueError(f"the plan must begin with an I-frame, got {plan.roles[0]!r}; cut plans between groups")
-        patches = self.model.vision.num_patches
-        for what, named in (("refresh", plan.indices), ("lend", plan.lent)):
-            if len(named) and not 0 <= int(named.min()) <= int(named.max()) < patches:
-                raise ValueError(
-                    f"the plan must {what} patches from 0 to {patches - 1}, those of {self.model.name}, "
-                    f"got {int(named.min())} to {int(named.max())}"
-                )
         if _looks_at(plan, len(plan.roles)):
             raise ValueError(
                 f"the plan's last group takes patches from the I-frame after it, but there are only {len(pixels)} "
@@ -227,19 +220,8 @@ class ReuseEncoder:
         )
         return add_macs((full, full_frame_macs(self.model, rule)), (reduced, parts))
 
-    def _needs_fixed(self, what: str) -> None:
-        if self.plan != "fixed":
-            raise ValueError(
-                f"with plan={self.plan!r} {what} depends on the video; everyframe plan VIDEO shows it, "
-                "and encoder.planner() makes the plan"
-            )
-
 
 def _looks_at(plan: Plan, frame: int) -> bool:
     """Does the group that ends before this frame take patches from it?"""
     group = max(plan.roles.rfind("I", 0, frame), 0)
     return plan.lent_offsets[frame] > plan.lent_offsets[group]
-
-
-def _tally(roles: str) -> tuple[int, int]:
-    return roles.count("I"), roles.count("P")
