@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from everyframe.backbone import Model, ModelError, load
+    from everyframe.backbone import Model, ModelError, VideoModel, load, load_video
     from everyframe.cost import Cost, flops
-    from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT, ReuseEncoder
+    from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT, ReuseEncoder, ToMe, VidTLDR
     from everyframe.feature_files import FeaturesError
     from everyframe.features import VideoFeatures
     from everyframe.pipeline import encode_video
@@ -29,12 +29,16 @@ _HOMES = {
     "ResidualTokenizer": "encoders",
     "ResidualViT": "encoders",
     "ReuseEncoder": "encoders",
+    "ToMe": "encoders",
+    "VidTLDR": "encoders",
     "VideoError": "video",
     "VideoFeatures": "features",
+    "VideoModel": "backbone",
     "encode_video": "pipeline",
     "flops": "cost",
     "ground": "tasks.grounding",
     "load": "backbone",
+    "load_video": "backbone",
     "probe": "video",
     "search": "tasks.retrieval",
 }
@@ -50,12 +54,16 @@ __all__ = [
     "ResidualTokenizer",
     "ResidualViT",
     "ReuseEncoder",
+    "ToMe",
+    "VidTLDR",
     "VideoError",
     "VideoFeatures",
+    "VideoModel",
     "encode_video",
     "flops",
     "ground",
     "load",
+    "load_video",
     "probe",
     "search",
 ]

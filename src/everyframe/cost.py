@@ -6,15 +6,19 @@ rule="paper": linear layers and the patch projection, without the products of at
               (1 - p) P patches, not rounded to whole ones, as ResidualViT's Table 1 does.
 rule="all":   exactly the tokens processed, and the products of attention (Q K^T and its product with V) too.
 Norms, activations, biases, softmax and the choice of patches are left out by both (together below 1 %).
+For video transformers "paper" is vid-TLDR's rule, that of the tool fvcore: all products of matrices, attention and
+matching among them, and 5 per element of a LayerNorm; neither projection nor head. "all" counts matching too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from everyframe.backbone import VisionConfig
+    from everyframe.backbone import VideoConfig, VisionConfig
 
 Rule = Literal["paper", "all"]
 
@@ -86,6 +90,57 @@ def frame_macs(
     }
     if rule == "all":
         parts["attention"] = float(config.depth * 2 * tokens * keys * width + pooling)
+    return parts
+
+
+def sequence_macs(
+    config: VisionConfig | VideoConfig,
+    counts: Sequence[int],
+    rule: Rule | Literal["vid-tldr"],
+    *,
+    matching: int | None = None,
+    before: bool = False,
+) -> dict[str, float]:
+    """Multiply-accumulates by part of one sequence whose tokens become fewer between attention and MLP.
+
+    counts: tokens before each block and after the last, prefix included. matching: channels in which tokens are
+    compared for merging (source times destination tokens, where any are merged), None where they are not. before:
+    tokens go before a block's attention, as in vid-TLDR's Table 1. rule: "vid-tldr" is what its tables count, with
+        F = N_1 P C + sum_l [4 N_l C^2 + 2 N_l^2 C + 5 N_l C + a_l C + 8 N_(l+1) C^2 + 5 N_(l+1) C] + final norms
+    for P values of a patch, a_l products of matching, and a hidden width of 4 C.
+    """
+    fine: Any = config  # the two configurations differ in what surrounds the blocks
+    width, tubelet = config.width, getattr(config, "tubelet", None)
+    video = tubelet is not None
+    prefix = 0 if video else int(fine.cls_token) + fine.registers
+    mlp = (3 if config.gated_mlp else 2) * width * config.mlp_width
+    steps = list(pairwise(counts))
+    attended = [after if before else count for count, after in steps]
+    last = counts[-1]
+    parts = {
+        "patches": float((counts[0] - prefix) * 3 * (tubelet or 1) * config.patch_size**2 * width),
+        "blocks": float(sum(4 * count * width**2 for count in attended) + sum(after * mlp for _, after in steps)),
+        "head": 0.0,
+    }
+    if rule != "vid-tldr":
+        parts["head"] = float(width * config.dim if config.projection else 0)
+        if not video and fine.pooling == "attention":
+            parts["head"] += 2 * width**2 * (last + 1) + mlp
+    if rule == "paper":
+        return parts
+    pooling = 2 * last * width if not video and fine.pooling == "attention" and rule == "all" else 0
+    parts["attention"] = float(sum(2 * count**2 * width for count in attended) + pooling)
+    if matching is not None:
+        pairs = sum(-(-count // 2) * (count // 2) for count, after in steps if after < count)
+        parts["matching"] = float(pairs * matching)
+    if rule == "vid-tldr":
+        around = 5 * counts[0] * width * int(not video and fine.pre_norm)
+        if video:
+            around += 5 * width * (last * int(fine.final_norm) + int(fine.pool_norm))
+        else:
+            around += 5 * width * (last if fine.pooling == "attention" else 1)
+        passed = sum(attended) + sum(after for _, after in steps)
+        parts["norms"] = float(5 * passed * width + around)
     return parts
 
 

@@ -1,5 +1,5 @@
-"""Pretrained image and text towers behind one interface: `load` a `Model`, then encode, preprocess, or take
-it apart.
+"""Pretrained image, text and video towers: `load` a `Model` or `load_video` a `VideoModel`, then encode,
+preprocess, or take it apart.
 """
 
 from everyframe.backbone.hub import ModelError
@@ -7,6 +7,8 @@ from everyframe.backbone.model import Model, load
 from everyframe.backbone.preprocess import Preprocess
 from everyframe.backbone.presets import ARCHITECTURES, skeleton
 from everyframe.backbone.text import TextConfig, TextTransformer
+from everyframe.backbone.video import VIDEO_ARCHITECTURES, VideoConfig, VideoTransformer
+from everyframe.backbone.video_model import VideoModel, load_video, video_skeleton
 from everyframe.backbone.vit import (
     Block,
     BlockConfig,
@@ -18,6 +20,7 @@ from everyframe.backbone.vit import (
 
 __all__ = [
     "ARCHITECTURES",
+    "VIDEO_ARCHITECTURES",
     "Block",
     "BlockConfig",
     "Model",
@@ -25,10 +28,15 @@ __all__ = [
     "Preprocess",
     "TextConfig",
     "TextTransformer",
+    "VideoConfig",
+    "VideoModel",
+    "VideoTransformer",
     "VisionConfig",
     "VisionTransformer",
     "load",
+    "load_video",
     "resize_positions",
     "skeleton",
     "unfold_patches",
+    "video_skeleton",
 ]

@@ -22,6 +22,7 @@ from everyframe.backbone.preprocess import (
     read_settings,
 )
 from everyframe.backbone.text import TextConfig
+from everyframe.backbone.video import VideoConfig
 from everyframe.backbone.vit import VisionConfig
 
 _CONFIG_CLASSES = {
@@ -90,6 +91,49 @@ def read_towers(folder: Path) -> Towers:
         raise
     except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from error
+
+
+def read_videomae(folder: Path, tensors: dict[str, Tensor]) -> tuple[VideoConfig, tuple[str, ...] | None, Preprocess]:
+    """A VideoMAE folder's tower, its classes (None without a classifier among `tensors`, which have the names that
+    `videomae_rename` gives them) and its preprocessing. Raises ModelError as `read_towers` does.
+    """
+    raw = _read_config(folder / "config.json")
+    if raw.get("model_type") != "videomae":
+        raise ModelError(
+            f"{folder} has model_type {raw.get('model_type')!r}, which is not supported as a video model; supported "
+            "are VideoMAE (videomae) in Hugging Face format, UMT and ViFi-CLIP as their authors' weights files"
+        )
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    classifies = "classifier.weight" in tensors or "Classification" in (raw.get("architectures") or [""])[0]
+    try:
+        config = transformers.VideoMAEConfig.from_dict(raw)
+        size = _side(config.image_size, "image_size")
+        tower = VideoConfig(
+            **_block(config),
+            qkv_bias=config.qv_bias,
+            depth=config.num_hidden_layers,
+            patch_size=_side(config.patch_size, "patch_size"),
+            image_size=size,
+            frames=config.num_frames,
+            tubelet=config.tubelet_size,
+            dim=config.hidden_size,
+            final_norm=not config.use_mean_pooling,
+            pool_norm=classifies and config.use_mean_pooling,
+            projection=False,
+            pool_norm_eps=1e-5,  # transformers' fc_norm has the default of torch, not layer_norm_eps
+            pooling="first" if classifies and not config.use_mean_pooling else "mean",
+        )
+        if config.num_channels != 3:
+            raise ModelError(f"{folder} takes frames of {config.num_channels} channels; supported are 3")
+        labels = tuple(str(config.id2label[number]) for number in range(config.num_labels)) if classifies else None
+    except ModelError:
+        raise
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from error
+    defaults = _defaults(size={"shortest_edge": size}, crop=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=2)
+    return tower, labels, _preprocessing(folder, defaults, size)
 
 
 def _read_config(file: Path) -> dict[str, Any]:

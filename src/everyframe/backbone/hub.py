@@ -68,6 +68,20 @@ def _download(name: str, config_only: bool) -> Path:
     return folder
 
 
+def find_tokenizer(name: str | Path) -> Path:
+    """The folder of a model's tokenizer: a local one, or a hub id of which only the tokenizer's files are fetched.
+
+    Raises ModelError as `find_folder` does.
+    """
+    if Path(name).expanduser().is_dir() or isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+        return find_folder(name)
+    unreachable = _probe(name)
+    try:
+        return _snapshot(name, [*_CONFIG_FILES, *TOKENIZER_FILES, "vocab.txt"], offline=unreachable is not None)
+    except Exception as error:  # as in _download
+        raise _explain(name, unreachable or error) from (unreachable or error)
+
+
 def find_file(name: str, file: str) -> Path:
     """One file of a hub repository, from the hub or its cache.
 

@@ -141,7 +141,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: s
     """
     if not isinstance(name, (str, Path)):
         raise TypeError(f'name must be "bundled", a hub id or a folder, got {type(name).__name__}')
-    torch_dtype, torch_device = parse_dtype(dtype), _parse_device(device)
+    torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
     folder = hub.find_folder(name)
     towers = read_towers(folder)
     files = hub.weights_files(folder)
@@ -195,7 +195,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return parsed
 
 
-def _parse_device(device: str | torch.device | None) -> torch.device:
+def parse_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

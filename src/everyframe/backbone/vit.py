@@ -273,10 +273,16 @@ class VisionTransformer(nn.Module):
         CLIP: LayerNorm of CLS, projected. DINOv2: LayerNorm of CLS. SigLIP: attention pooling over all
         tokens, whose logits `bias` [B, 1, 1, n] is added to (the others look at CLS alone and ignore it).
         """
-        if self.head is not None:
-            pooled = self.head(self.norm_post(tokens), bias)
-        else:
-            pooled = self.norm_post(tokens[:, 0])
+        # CLS alone is looked at where there is no attention pooling; the other tokens need no norm then.
+        return self.summarise(self.finish(tokens if self.head is not None else tokens[:, :1]), bias)
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Tokens after the last block [B, n, W] -> the same after the final LayerNorm."""
+        return self.norm_post(tokens)
+
+    def summarise(self, finished: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What `finish` returned -> features [B, D], not normalised; `bias` as in `pool`."""
+        pooled = finished[:, 0] if self.head is None else self.head(finished, bias)
         return pooled if self.projection is None else self.projection(pooled)
 
     def encode(self, tokens: Tensor) -> Tensor:
@@ -288,10 +294,15 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Preprocessed images [B, 3, S, S] -> features [B, D], not normalised."""
-        tokens = self.embed(self.patchify(pixels))
-        if self.num_prefix:
-            tokens = torch.cat((self.prefix(len(tokens)), tokens), dim=1)
-        return self.encode(tokens)
+        return self.encode(self.with_prefix(self.embed(self.patchify(pixels))))
+
+    def with_prefix(self, tokens: Tensor) -> Tensor:
+        """Embedded patches [B, n, W] with CLS and registers before them."""
+        return torch.cat((self.prefix(len(tokens)), tokens), dim=1) if self.num_prefix else tokens
+
+    def start(self, pixels: Tensor) -> Tensor:
+        """Preprocessed images [B, 3, S, S] -> all tokens as they enter the first block, [B, num_prefix + P, W]."""
+        return self.pre(self.with_prefix(self.embed(self.patchify(pixels))))
 
 
 def unfold_patches(pixels: Tensor, patch_size: int) -> Tensor:

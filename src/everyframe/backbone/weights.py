@@ -48,19 +48,26 @@ def read(files: Iterable[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
+def fill(
+    module: nn.Module,
+    rules: list[Rule],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    source: str,
+    config: str = "its config.json",
+) -> None:
     """Load `module` (made on the meta device) from `tensors`, all or nothing; `tensors` must hold just what
     the rules name. Raises ModelError naming what is missing, unexpected, or of another shape than the
-    configuration says.
+    configuration says; `config` is what the message calls that.
     """
     named = {name for rule in rules for name in rule.sources}
     problems = []
     if missing := sorted(named - tensors.keys()):
-        problems.append(f"missing: {_list(missing)}")
+        problems.append(f"missing: {listed(missing)}")
     if unexpected := sorted(tensors.keys() - named):
-        problems.append(f"unexpected: {_list(unexpected)}")
+        problems.append(f"unexpected: {listed(unexpected)}")
     if problems:
-        raise ModelError(f"the weights in {source} do not match its config.json; {'; '.join(problems)}")
+        raise ModelError(f"the weights in {source} do not match {config}; {'; '.join(problems)}")
     expected = module.state_dict()
     state: dict[str, Tensor] = {}
     for rule in rules:
@@ -77,16 +84,18 @@ def fill(module: nn.Module, rules: list[Rule], tensors: dict[str, Tensor], dtype
         # a copy, so that the weights are aligned in memory and live on when their file is replaced
         state[rule.target] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if problems:
-        raise ModelError(f"the weights in {source} do not fit its config.json; wrong shape: {_list(problems)}")
+        raise ModelError(f"the weights in {source} do not fit {config}; wrong shape: {listed(problems)}")
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _list(names: list[str], limit: int = 8) -> str:
+def listed(names: list[str], limit: int = 8) -> str:
+    """Names for a message, cut after `limit`."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown}, and {len(names) - limit} more"
 
 
-def _pairs(target: str, source: str, *, bias: bool = True) -> list[Rule]:
+def pairs(target: str, source: str, *, bias: bool = True) -> list[Rule]:
+    """The weight and the bias of a layer that only changes its name."""
     parts = ("weight", "bias") if bias else ("weight",)
     return [Rule(f"{target}.{part}", (f"{source}.{part}",)) for part in parts]
 
@@ -99,12 +108,12 @@ def _fused(target: str, sources: Iterable[str], *, bias: bool = True) -> list[Ru
 def _clip_block(target: str, source: str) -> list[Rule]:
     attention = f"{source}.self_attn"
     return [
-        *_pairs(f"{target}.norm1", f"{source}.layer_norm1"),
+        *pairs(f"{target}.norm1", f"{source}.layer_norm1"),
         *_fused(f"{target}.qkv", [f"{attention}.{part}_proj" for part in "qkv"]),
-        *_pairs(f"{target}.proj", f"{attention}.out_proj"),
-        *_pairs(f"{target}.norm2", f"{source}.layer_norm2"),
-        *_pairs(f"{target}.mlp.fc1", f"{source}.mlp.fc1"),
-        *_pairs(f"{target}.mlp.fc2", f"{source}.mlp.fc2"),
+        *pairs(f"{target}.proj", f"{attention}.out_proj"),
+        *pairs(f"{target}.norm2", f"{source}.layer_norm2"),
+        *pairs(f"{target}.mlp.fc1", f"{source}.mlp.fc1"),
+        *pairs(f"{target}.mlp.fc2", f"{source}.mlp.fc2"),
     ]
 
 
@@ -129,13 +138,13 @@ def clip_vision_rules(config: VisionConfig) -> list[Rule]:
             lambda token, positions: (token.float() + positions[0].float())[None],
         ),
         Rule("positions", (f"{embeddings}.position_embedding.weight",), lambda positions: positions[1:]),
-        *_pairs("norm_pre", f"{root}.pre_layrnorm"),
-        *_pairs("norm_post", f"{root}.post_layernorm"),
+        *pairs("norm_pre", f"{root}.pre_layrnorm"),
+        *pairs("norm_post", f"{root}.post_layernorm"),
     ]
     for layer in range(config.depth):
         rules += _clip_block(f"blocks.{layer}", f"{root}.encoder.layers.{layer}")
     if config.projection:
-        rules += _pairs("projection", "visual_projection", bias=False)
+        rules += pairs("projection", "visual_projection", bias=False)
     return rules
 
 
@@ -147,12 +156,12 @@ def siglip_vision_rules(config: VisionConfig) -> list[Rule]:
         Rule("patch.bias", (f"{embeddings}.patch_embedding.bias",)),
         Rule("prefix_tokens", (), lambda: torch.zeros(0, config.width)),
         Rule("positions", (f"{embeddings}.position_embedding.weight",)),
-        *_pairs("norm_post", f"{root}.post_layernorm"),
+        *pairs("norm_post", f"{root}.post_layernorm"),
         Rule("head.probe", (f"{head}.probe",), lambda probe: probe.flatten()),
-        *_pairs("head.proj", f"{head}.attention.out_proj"),
-        *_pairs("head.norm", f"{head}.layernorm"),
-        *_pairs("head.mlp.fc1", f"{head}.mlp.fc1"),
-        *_pairs("head.mlp.fc2", f"{head}.mlp.fc2"),
+        *pairs("head.proj", f"{head}.attention.out_proj"),
+        *pairs("head.norm", f"{head}.layernorm"),
+        *pairs("head.mlp.fc1", f"{head}.mlp.fc1"),
+        *pairs("head.mlp.fc2", f"{head}.mlp.fc2"),
     ]
     for part in ("weight", "bias"):
         fused = (f"{head}.attention.in_proj_{part}",)
@@ -182,23 +191,23 @@ def dinov2_rules(config: VisionConfig, *, antialias: bool) -> list[Rule]:
             (positions,),
             lambda places: resize_positions(places[0, 1:], grid, antialias=antialias),
         ),
-        *_pairs("norm_post", "layernorm"),
+        *pairs("norm_post", "layernorm"),
     ]
     for layer in range(config.depth):
         target, source = f"blocks.{layer}", f"encoder.layer.{layer}"
         attention = f"{source}.attention.attention"
         rules += [
-            *_pairs(f"{target}.norm1", f"{source}.norm1"),
+            *pairs(f"{target}.norm1", f"{source}.norm1"),
             *_fused(
                 f"{target}.qkv",
                 [f"{attention}.{part}" for part in ("query", "key", "value")],
                 bias=config.qkv_bias,
             ),
-            *_pairs(f"{target}.proj", f"{source}.attention.output.dense"),
+            *pairs(f"{target}.proj", f"{source}.attention.output.dense"),
             Rule(f"{target}.scale1", (f"{source}.layer_scale1.lambda1",)),
-            *_pairs(f"{target}.norm2", f"{source}.norm2"),
-            *_pairs(f"{target}.mlp.fc1", f"{source}.mlp.{'weights_in' if config.gated_mlp else 'fc1'}"),
-            *_pairs(f"{target}.mlp.fc2", f"{source}.mlp.{'weights_out' if config.gated_mlp else 'fc2'}"),
+            *pairs(f"{target}.norm2", f"{source}.norm2"),
+            *pairs(f"{target}.mlp.fc1", f"{source}.mlp.{'weights_in' if config.gated_mlp else 'fc1'}"),
+            *pairs(f"{target}.mlp.fc2", f"{source}.mlp.{'weights_out' if config.gated_mlp else 'fc2'}"),
             Rule(f"{target}.scale2", (f"{source}.layer_scale2.lambda1",)),
         ]
     return rules
@@ -210,10 +219,10 @@ def text_rules(config: TextConfig) -> list[Rule]:
     rules = [
         Rule("tokens.weight", (f"{embeddings}.token_embedding.weight",)),
         Rule("positions", (f"{embeddings}.position_embedding.weight",)),
-        *_pairs("norm_post", f"{root}.final_layer_norm"),
+        *pairs("norm_post", f"{root}.final_layer_norm"),
     ]
     for layer in range(config.depth):
         rules += _clip_block(f"blocks.{layer}", f"{root}.encoder.layers.{layer}")
     if config.head_bias:
-        return rules + _pairs("projection", f"{root}.head")
-    return rules + _pairs("projection", "text_projection", bias=False)
+        return rules + pairs("projection", f"{root}.head")
+    return rules + pairs("projection", "text_projection", bias=False)

@@ -7,8 +7,10 @@ from torch import Tensor
 from everyframe.backbone import Model
 from everyframe.cost import Rule
 from everyframe.encoders.dense import DenseEncoder
+from everyframe.encoders.merging import ToMe, VidTLDR
 from everyframe.encoders.plan import Plan
 from everyframe.encoders.planner import Planner
+from everyframe.encoders.pruning import EViT, Pruning
 from everyframe.encoders.residual import ResidualViT
 from everyframe.encoders.reuse import ReuseEncoder
 from everyframe.encoders.tokenizer import ResidualTokenizer
@@ -61,11 +63,15 @@ class Encoder(Protocol):
 
 __all__ = [
     "DenseEncoder",
+    "EViT",
     "Encoder",
     "FramePlanner",
     "Plan",
     "Planner",
+    "Pruning",
     "ResidualTokenizer",
     "ResidualViT",
     "ReuseEncoder",
+    "ToMe",
+    "VidTLDR",
 ]

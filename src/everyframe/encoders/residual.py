@@ -15,14 +15,14 @@ f_I is whatever the encoder returns for an I-frame: CLIP's projected CLS, SigLIP
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from everyframe.backbone import Model, resize_positions, unfold_patches
-from everyframe.cost import Rule, add_macs, frame_macs
+from everyframe.backbone import Block, Model, resize_positions, unfold_patches
+from everyframe.cost import Rule, add_macs, frame_macs, sequence_macs
 from everyframe.encoders.cuts import CutDetector
 from everyframe.encoders.dense import (
     check_frames,
@@ -33,6 +33,7 @@ from everyframe.encoders.dense import (
     full_frame_macs,
 )
 from everyframe.encoders.plan import Plan, check_fixed, check_interleave, fixed_roles
+from everyframe.encoders.reducers import merge_similar, run_blocks
 from everyframe.encoders.tokenizer import ResidualTokenizer, resolve_tokenizer
 from everyframe.tokens.drop import (
     SELECTIONS,
@@ -44,8 +45,9 @@ from everyframe.tokens.drop import (
     top_indices,
     uniform_indices,
 )
+from everyframe.tokens.merge import Tokens, token_counts
 
-REDUCTIONS = ("drop", "resize")
+REDUCTIONS = ("drop", "resize", "merge")
 PLANS = ("fixed", "cuts")
 
 
@@ -59,7 +61,13 @@ class ResidualViT:
         with a warning.
     reduction: "drop", or "resize", the paper's comparator: P-frames are shrunk to about as many patches as "drop"
         keeps (a square grid, positional embeddings interpolated), and `select` has no meaning. Its plans name all
-        patches of the small frame.
+        patches of the small frame. Or "merge", the other comparator: P-frames start with all patches, and each block
+        merges the `merge` most similar pairs (ToMe by keys, sizes tracked); CLS, registers and the residual token are
+        protected, and `select` has no meaning.
+    merge: tokens merged away in each block, with reduction="merge" alone; None takes the number at which a P-frame
+    costs
+        closest to what "drop" would cost. Merging must embed and attend to all patches in the first block, so that in a
+        shallow model it stays dearer.
     plan: "fixed" (`interleave` P-frames after each I-frame, the paper's), or "cuts" (the same, but a shot begins
         with an I-frame, see `cuts.py`).
     seed: decides "random" and the order of equal scores; a frame's choice also depends on its number in the
@@ -79,6 +87,7 @@ class ResidualViT:
         residual: str | Path | ResidualTokenizer | None = "auto",
         *,
         reduction: str = "drop",
+        merge: int | None = None,
         plan: str = "fixed",
         seed: int = 0,
         batch_size: int = 32,
@@ -89,6 +98,10 @@ class ResidualViT:
             raise ValueError(f"select must be one of {', '.join(SELECTIONS)}, got {select!r}")
         if plan not in PLANS:
             raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}; adaptive plans are ReuseEncoder's")
+        if merge is not None and reduction != "merge":
+            raise ValueError(f'merge has a meaning only with reduction="merge", not with {reduction!r}')
+        if merge is not None and (isinstance(merge, bool) or not isinstance(merge, int) or merge < 0):
+            raise ValueError(f"merge must be a number of tokens, 0 or more, got {merge!r}")
         check_model(model, batch_size)
         self.model = model
         self.plan = plan
@@ -103,6 +116,10 @@ class ResidualViT:
         self.seed = seed
         self.batch_size = batch_size
         self.tokenizer, self._residual_name = resolve_tokenizer(residual, model, self.drop)
+        self.merge = merge
+        if reduction == "merge":
+            self.merge = self._matching_merge() if merge is None else merge
+            self.num_kept = model.vision.num_patches
 
     @property
     def dim(self) -> int:
@@ -133,6 +150,8 @@ class ResidualViT:
         # Left out where it is the usual one: features made before there was a choice stay comparable.
         if self.reduction != "drop":
             settings["reduction"] = self.reduction
+        if self.merge is not None:
+            settings["merge"] = self.merge
         if self.plan != "fixed":
             settings["plan"] = self.plan
         return settings
@@ -165,14 +184,48 @@ class ResidualViT:
         return self._macs(plan.roles.count("I"), plan.roles.count("P"), rule)
 
     def _macs(self, full: int, others: int, rule: Rule) -> dict[str, float]:
+        if self.merge is not None:
+            reduced = self._merged_macs(rule)
+        else:
+            reduced = self._dropped_macs(rule)
+        if self.tokenizer is not None:
+            reduced["residual token"] = float(self.tokenizer.macs)
+        return add_macs((full, full_frame_macs(self.model, rule)), (others, reduced))
+
+    def _dropped_macs(self, rule: Rule) -> dict[str, float]:
         vision = self.model.vision
         exact = rule == "all" or self.reduction == "resize"
         patches = self.num_kept if exact else vision.num_patches * (1 - self.drop)
         tokens = vision.num_prefix + patches + (self.tokenizer is not None)
-        reduced = frame_macs(vision.config, rule, patches=patches, tokens=tokens)
-        if self.tokenizer is not None:
-            reduced["residual token"] = float(self.tokenizer.macs)
-        return add_macs((full, full_frame_macs(self.model, rule)), (others, reduced))
+        return frame_macs(vision.config, rule, patches=patches, tokens=tokens)
+
+    def _merged_macs(self, rule: Rule) -> dict[str, float]:
+        config = self.model.vision.config
+        parts = sequence_macs(config, self._merged_counts(), rule, matching=config.width // config.heads)
+        # The residual token is no patch, though it is counted among the tokens.
+        parts["patches"] *= self.model.vision.num_patches / (self._merged_counts()[0] - self.model.vision.num_prefix)
+        return parts
+
+    @property
+    def _protected(self) -> int:
+        """Tokens that never merge: the prefix and the residual token."""
+        return self.model.vision.num_prefix + (self.tokenizer is not None)
+
+    def _merged_counts(self, merge: int | None = None) -> list[int]:
+        """Tokens before each block of a P-frame, and after the last."""
+        vision, depth = self.model.vision, self.model.vision.config.depth
+        rate = self.merge if merge is None else merge
+        return token_counts(self._protected + vision.num_patches, [rate or 0] * depth, depth, self._protected)
+
+    def _matching_merge(self) -> int:
+        """The tokens per block at which merging costs closest to dropping, by the linear layers of the blocks."""
+        config = self.model.vision.config
+        wanted = self._dropped_macs("paper")["blocks"]
+
+        def distance(merge: int) -> float:
+            return abs(sequence_macs(config, self._merged_counts(merge), "paper")["blocks"] - wanted)
+
+        return min(range(self.model.vision.num_patches // 2 + 1), key=distance)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, motion: Tensor | None = None, *, first_frame: int = 0) -> Tensor:
@@ -270,7 +323,16 @@ class ResidualViT:
         parts = [vision.prefix(len(pixels)), tokens]
         if self.tokenizer is not None:
             parts.insert(1, self.tokenizer(i_features.to(self.tokenizer.dtype))[:, None].to(model.dtype))
-        return F.normalize(vision.encode(torch.cat(parts, 1)).float(), dim=1)
+        tokens = torch.cat(parts, 1)
+        features = vision.encode(tokens) if self.merge is None else self._encode_merging(tokens)
+        return F.normalize(features.float(), dim=1)
+
+    def _encode_merging(self, tokens: Tensor) -> Tensor:
+        """What `vision.encode` does, with `merge` pairs merged in each block: [B, n, W] -> [B, D]."""
+        vision, state = self.model.vision, Tokens(self.model.vision.pre(tokens))
+        blocks = cast("list[Block]", list(vision.blocks))
+        state = run_blocks(blocks, state, self._merged_counts(), merge_similar, protected=self._protected)
+        return vision.pool(state.tokens, state.mass_bias())
 
     def _embed_small(self, pixels: Tensor) -> Tensor:
         """All patches of frames shrunk to a coarser grid: [B, 3, S, S] -> tokens [B, n, W]."""
