@@ -27,6 +27,7 @@ LEVELS = {
     "encoders": 2,
     "tasks": 2,
     "pipeline": 3,
+    "paper_costs": 3,
     "report": 3,
     "timeline": 3,
     "training": 3,

@@ -99,13 +99,15 @@ def sequence_macs(
     rule: Rule | Literal["vid-tldr"],
     *,
     matching: int | None = None,
+    protected: int = 0,
     before: bool = False,
 ) -> dict[str, float]:
     """Multiply-accumulates by part of one sequence whose tokens become fewer between attention and MLP.
 
     counts: tokens before each block and after the last, prefix included. matching: channels in which tokens are
-    compared for merging (source times destination tokens, where any are merged), None where they are not. before:
-    tokens go before a block's attention, as in vid-TLDR's Table 1. rule: "vid-tldr" is what its tables count, with
+    compared for merging (source times destination tokens, where any are merged), None where they are not; the first
+    `protected` stand outside. before: tokens go before a block's attention, as in vid-TLDR's Table 1. rule: "vid-tldr"
+    is what its tables count, with
         F = N_1 P C + sum_l [4 N_l C^2 + 2 N_l^2 C + 5 N_l C + a_l C + 8 N_(l+1) C^2 + 5 N_(l+1) C] + final norms
     for P values of a patch, a_l products of matching, and a hidden width of 4 C.
     """
@@ -131,7 +133,10 @@ def sequence_macs(
     pooling = 2 * last * width if not video and fine.pooling == "attention" and rule == "all" else 0
     parts["attention"] = float(sum(2 * count**2 * width for count in attended) + pooling)
     if matching is not None:
-        pairs = sum(-(-count // 2) * (count // 2) for count, after in steps if after < count)
+        reduced = [count for count, after in steps if after < count]
+        sources = [(count + 1) // 2 - (protected + 1) // 2 for count in reduced]
+        destinations = [count // 2 - protected // 2 for count in reduced]
+        pairs = sum(some * others for some, others in zip(sources, destinations, strict=True))
         parts["matching"] = float(pairs * matching)
     if rule == "vid-tldr":
         around = 5 * counts[0] * width * int(not video and fine.pre_norm)

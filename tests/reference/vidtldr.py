@@ -104,7 +104,7 @@ def run(
 ) -> tuple[Tensor, list[float], list[list[int]]]:
     """Tokens [N, W] of one sequence through all layers: tokens, masses, and which first tokens each holds.
 
-    method: "vidtldr", "tome" (keys), "tome tokens", "prune sharpness", "prune attentiveness", "prune rollout" or "evit".
+    method: "vidtldr", "tome" (keys), "tome tokens", "prune sharpness", "prune attentiveness", "prune rollout", "evit".
     """
     masses: list[float] | None = None
     holds = [[i] for i in range(len(x))]

@@ -166,8 +166,8 @@ def _tower(width: int, depth: int, frames: int, tubelet: int, dim: int, *, umt: 
     )
 
 
-# Towers of UMT (retrieval, 12 frames) and of VideoMAE with mean pooling; `skeleton` of video_model.py makes models of
-# them that have no weights.
+# Towers of UMT (retrieval, 12 frames) and of VideoMAE with mean pooling; `video_skeleton` of video_model.py makes
+# models of them that have no weights.
 VIDEO_ARCHITECTURES = {
     "umt-b": _tower(768, 12, 12, 1, 512, umt=True),
     "umt-l": _tower(1024, 24, 12, 1, 768, umt=True),

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,14 +107,18 @@ class VideoModel(nn.Module):
 
         UMT: texts are cleaned (`clean_text`) and cut to `max_tokens` (32 by default), with a UserWarning. Raises
         ModelError when the model has no text tower or its tokenizer cannot be had, TypeError for a single str,
-        ValueError for a blank text.
+        ValueError for a blank text, or for `max_tokens` with another family.
         """
         texts = check_texts(texts)
         if self.text is None:
             raise ModelError(
                 f"{self.name} has no text tower, so it cannot encode text: load a UMT retrieval checkpoint or ViFi-CLIP"
             )
-        return self.text.encode(texts) if max_tokens is None else self.text.encode(texts, max_tokens=max_tokens)
+        if max_tokens is None:
+            return self.text.encode(texts)
+        if not isinstance(self.text, UmtText):
+            raise ValueError(f"max_tokens is for UMT; the texts of {self.name} are cut at its context: leave it out")
+        return self.text.encode(texts, max_tokens=max_tokens)
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
@@ -310,7 +314,7 @@ def _load_file(
 def _tower(config: VideoConfig, source: str) -> VideoTransformer:
     try:
         with torch.device("meta"):
-            return cast(VideoTransformer, VideoTransformer(config))
+            return VideoTransformer(config)
     except RuntimeError as error:
         raise ModelError(f"no model can be made from the sizes in {source}: {error}") from error
 

@@ -45,15 +45,14 @@ def _load(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and its unpickler raise anything on a bad file
-        text = str(error)
-        foreign = re.search(r"Unsupported (?:global|class)[^\n]*?GLOBAL ([\w.]+)", text)
-        if foreign or ("weights_only" in text.lower() and "unsupported" in text.lower()):
-            name = foreign.group(1) if foreign else "objects"
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
+        if foreign := re.search(r"(?:GLOBAL|class) ([\w.]+) was not an allowed|unsupported class ([\w.]+)", reason):
             raise ModelError(
-                f"{file} pickles more than tensors ({name}), which could run code, so it was not opened: if you trust "
-                "the file, save its weights alone with torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
+                f"{file} pickles more than tensors ({foreign.group(1) or foreign.group(2)}), which could run code, so it "
+                "was not opened: if you trust the file, save its weights alone with "
+                "torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
             ) from error
-        reason = (text.strip().splitlines() or [type(error).__name__])[0]
+        reason = reason.splitlines()[0]
         raise ModelError(f"{file} cannot be read as weights: {reason}") from error
 
 

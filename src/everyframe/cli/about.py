@@ -60,9 +60,15 @@ def flops(
     interleave: InterleaveOption = None,
     drop: DropOption = None,
     fps: FpsOption = None,
+    paper: Annotated[
+        str | None, typer.Option("--paper", help="Instead, every figure of a paper's tables beside ours: vid-tldr.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cost of the encoders, by the paper's counting rule and with attention (multiply-accumulates)."""
+    if paper is not None:
+        _paper_flops(paper, as_json)
+        return
     from everyframe.report import cost_table, state_bytes
 
     rows = cost_table(model, **given(interleave=interleave, drop=drop, fps=fps))
@@ -78,6 +84,48 @@ def flops(
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
     console.show(table)
     console.say(f"ReuseEncoder keeps {state_bytes(model) / 1e6:.3g} MB of keys and values per group, in float32")
+
+
+def _paper_flops(paper: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from everyframe.paper_costs import paper_costs
+
+    rows = paper_costs(paper)
+    if as_json:
+        print(json.dumps([asdict(r) | {"difference_percent": r.difference, "reproduced": r.reproduced} for r in rows]))
+        return
+    from rich import box
+    from rich.table import Table
+
+    for name in dict.fromkeys(row.table for row in rows):
+        table = Table(title=f"{paper}, Table {name}: GFLOPs of one clip", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column, side in (("model", "left"), ("task", "left"), ("method", "left"), ("removed per block", "left")):
+            table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
+        for column in ("ours", "published", "difference"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in (row for row in rows if row.table == name):
+            table.add_row(
+                row.model,
+                row.task,
+                row.method + (" (*)" if row.note else ""),
+                _removed(row.reduce),
+                "?" if row.gflops is None else f"{row.gflops:.2f}",
+                f"{row.published:g}",
+                "" if row.difference is None else f"{row.difference:+.2f} %",
+            )
+        console.show(table)
+        for note in dict.fromkeys(
+            f"(*) {r.model}, {r.task}, {r.method}: {r.note}" for r in rows if r.table == name and r.note
+        ):
+            console.say(note)
+    console.say(f"{sum(row.reproduced for row in rows)} of {len(rows)} figures agree to the printed digits")
+
+
+def _removed(reduce: tuple[int, ...]) -> str:
+    if len(reduce) > 1 and len(set(reduce)) == 1:
+        return f"{reduce[0]} in each of {len(reduce)}"
+    return ", ".join(map(str, reduce))
 
 
 def _recipe_info(file: Path) -> dict[str, Any]:

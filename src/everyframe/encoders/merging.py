@@ -242,6 +242,7 @@ class ReducingEncoder:
             self.counts,
             rule="vid-tldr" if rule == "paper" and self.reads_clips else rule,
             matching=self._matching_width,
+            protected=self.protected,
         )
 
     def _check_reads_frames(self) -> None:

@@ -201,7 +201,9 @@ class ResidualViT:
 
     def _merged_macs(self, rule: Rule) -> dict[str, float]:
         config = self.model.vision.config
-        parts = sequence_macs(config, self._merged_counts(), rule, matching=config.width // config.heads)
+        parts = sequence_macs(
+            config, self._merged_counts(), rule, matching=config.width // config.heads, protected=self._protected
+        )
         # The residual token is no patch, though it is counted among the tokens.
         parts["patches"] *= self.model.vision.num_patches / (self._merged_counts()[0] - self.model.vision.num_prefix)
         return parts
