@@ -8,7 +8,7 @@ from pathlib import Path
 
 BUNDLED = "bundled"
 
-_CONFIG_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
+_CONFIG_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"]
 TOKENIZER_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",

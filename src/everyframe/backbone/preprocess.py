@@ -225,10 +225,10 @@ def _triangle(length: int, new_length: int, start: int, count: int) -> Tensor:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What the folder's preprocessor_config.json says, or the image part of processor_config.json; None
-    without.
+    """What the folder's preprocessor_config.json says, or the image part of processor_config.json, or its
+    video_preprocessor_config.json; None without.
     """
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
         file = folder / name
         if not file.is_file():
             continue

@@ -5,9 +5,11 @@ are those of their authors' code.
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +20,11 @@ from everyframe.backbone.video import VideoConfig, sinusoids
 from everyframe.backbone.weights import Rule
 
 _NESTED = ("model", "module", "state_dict")
-# What UMT's training leaves in a checkpoint and nothing here needs: the heads that imitate the CLIP teacher, tables of
-# positions that are computed, the masked-word head, the pooler, the second momentum copies.
+_MOST_FOREIGN = 100  # classes that a file may name beside its weights
+# What UMT's training leaves in a checkpoint and nothing here needs: the heads that imitate the CLIP teacher and the
+# teacher, decoder and mask token of masked training, the masked-word head, the pooler.
 _UNUSED_UMT = re.compile(
-    r"(vision_encoder\.)?(clip_decoder\..*|clip_norm\..*|clip_pos_embed|clip_img_pos_embed|mask_token|decoder\..*"
-    r"|encoder\.(pos_embed|img_pos_embed|clip_pos_embed))"
+    r"(vision_encoder\.)?(clip_decoder\..*|clip_norm\..*|clip_pos_embed|clip_img_pos_embed|mask_token|decoder\..*)"
     r"|clip_teacher\..*|text_(encoder|decoder)\.(bert\.)?(pooler\..*|embeddings\.position_ids)|text_encoder\.cls\..*"
 )
 
@@ -31,8 +33,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """The tensors of one weights file: .safetensors, or a PyTorch file with a state dict, plain or under "model",
     "module" or "state_dict", beside which optimizer states and the like are left out. Prefixes "module." are cut.
 
-    Raises ModelError for a file that cannot be read, that pickles more than tensors and plain values, or that
-    holds no state dict.
+    Raises ModelError for a file that cannot be read, or that holds no state dict.
     """
     if file.suffix == ".safetensors":
         found = weights.read([file])
@@ -41,19 +42,30 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in found.items()}
 
 
+class _Inert:
+    """Stands in for a class that a file names and torch does not know; its objects become empty dicts."""
+
+    def __new__(cls, *values: object, **named: object) -> Any:
+        return OrderedDict()
+
+
 def _load(file: Path) -> object:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and its unpickler raise anything on a bad file
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
-        if foreign := re.search(r"(?:GLOBAL|class) ([\w.]+) was not an allowed|unsupported class ([\w.]+)", reason):
-            raise ModelError(
-                f"{file} pickles more than tensors ({foreign.group(1) or foreign.group(2)}), which could run code, so it "
-                "was not opened: if you trust the file, save its weights alone with "
-                "torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
-            ) from error
-        reason = reason.splitlines()[0]
-        raise ModelError(f"{file} cannot be read as weights: {reason}") from error
+    """What the file holds, by torch's unpickler for weights. It runs no code of the file: where training scripts left
+    their configuration beside the weights, each class of theirs is read as `_Inert`.
+    """
+    unknown: list[Any] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals(unknown):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch and its unpickler raise anything on a bad file
+            told = str(error).split("WeightsUnpickler error:")[-1].split("\n\n\nCheck the documentation")[0]
+            reason = told.rsplit("\n\n\n")[-1].strip() or type(error).__name__
+            foreign = re.search(r"(?:GLOBAL|class) ([\w.]+) was not an allowed", reason)
+            if foreign is None or len(unknown) == _MOST_FOREIGN:
+                raise ModelError(f"{file} cannot be read as weights: {reason.splitlines()[0]}") from error
+            module, _, name = foreign.group(1).rpartition(".")
+            unknown.append(type(name, (_Inert,), {"__module__": module or "builtins", "__qualname__": name}))
 
 
 def _state(found: object, file: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 Score = Literal["sharpness", "attentiveness"]
 
-_SLICE_BYTES = 16 << 20  # of one slice of attention rows, over all heads; larger is not faster
+_SLICE_BYTES = 8 << 20  # of one slice of attention rows, over all heads; larger is not faster
 
 
 def negative_entropy(attention: Tensor) -> Tensor:
@@ -75,24 +75,23 @@ def scored_attention(
     n].
     """
     weighted = values if masses is None else values * masses[:, None, :, None].to(values.dtype)
-    outputs, rows = [], []
-    columns = torch.zeros(keys.shape[0], keys.shape[2], device=keys.device)
-    first = True
+    output = torch.empty_like(values)  # written in place: collecting slices would hold them twice
+    scores = torch.zeros(keys.shape[0], keys.shape[2], device=keys.device)
+    start = 0
     for attention in _attention_slices(queries, keys):
+        rows = slice(start, start + attention.shape[2])
         mean = attention.mean(dim=1)
         if score == "sharpness":
-            rows.append(negative_entropy(mean))
+            scores[:, rows] = negative_entropy(mean)
         elif not cls:
-            columns += mean.sum(dim=1)
-        elif first:
-            columns += mean[:, 0]
-        first = False
-        output = attention.to(values.dtype) @ weighted
+            scores += mean.sum(dim=1) / queries.shape[2]
+        elif start == 0:
+            scores += mean[:, 0]
+        output[:, :, rows] = attention.to(values.dtype) @ weighted
         if masses is not None:  # softmax(l + log m) = softmax(l) m / sum(softmax(l) m)
-            output = output / (attention @ masses[:, None, :, None]).to(values.dtype)
-        outputs.append(output)
-    scores = torch.cat(rows, dim=1) if score == "sharpness" else columns if cls else columns / queries.shape[2]
-    return torch.cat(outputs, dim=2), scores
+            output[:, :, rows] /= (attention @ masses[:, None, :, None]).to(values.dtype)
+        start = rows.stop
+    return output, scores
 
 
 def rollout(queries: Sequence[Tensor], keys: Sequence[Tensor]) -> list[Tensor]:
@@ -121,7 +120,8 @@ def _attention_slices(queries: Tensor, keys: Tensor) -> Iterator[Tensor]:
     turned = keys.transpose(2, 3)
     scaled = queries * width**-0.5
     for start in range(0, count, rows):
-        yield (scaled[:, :, start : start + rows] @ turned).float().softmax(dim=-1)
+        logits = scaled[:, :, start : start + rows] @ turned
+        yield logits.softmax(dim=-1, dtype=torch.float32)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

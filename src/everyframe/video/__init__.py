@@ -4,6 +4,14 @@ The only part of everyframe that talks to FFmpeg (through PyAV).
 """
 
 from everyframe.video.ahead import decode_ahead
+from everyframe.video.clip import (
+    Clip,
+    alternate_views,
+    middle_frames,
+    sample_clip,
+    spread_frames,
+    strided_views,
+)
 from everyframe.video.errors import NoVideosError, VideoError
 from everyframe.video.find import find_videos
 from everyframe.video.info import VideoInfo
@@ -13,16 +21,22 @@ from everyframe.video.sample import Sample, SampledVideo, sample_frames
 from everyframe.video.write import write_image, write_video
 
 __all__ = [
+    "Clip",
     "NoVideosError",
     "Sample",
     "SampledVideo",
     "Source",
     "VideoError",
     "VideoInfo",
+    "alternate_views",
     "decode_ahead",
     "find_videos",
+    "middle_frames",
     "probe",
+    "sample_clip",
     "sample_frames",
+    "spread_frames",
+    "strided_views",
     "write_image",
     "write_video",
 ]

@@ -1,0 +1,243 @@
+"""everyframe evaluate retrieval | questions | recognition | base-to-novel: vid-TLDR's tasks on official annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everyframe.cli import clips
+from everyframe.cli.evaluate import evaluate
+from everyframe.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    PartialOption,
+    QuietOption,
+    ThreadsOption,
+    given,
+)
+
+AnnotationsOption = Annotated[Path, typer.Option("--annotations", help="Annotation file of the split.")]
+
+
+@evaluate.command()
+def retrieval(
+    model: clips.ModelOption,
+    annotations: AnnotationsOption,
+    videos: clips.VideosOption,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Sets UMT's text length and cut, and what is published: msrvtt, didemo, ..."),
+    ] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help="Of the file; guessed by default.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Of a file that holds several.")] = "test",
+    only: Annotated[Path | None, typer.Option("--only", help="List of the split's videos, one a line.")] = None,
+    paragraph: Annotated[
+        bool | None, typer.Option("--paragraph/--no-paragraph", help="Join all texts of a video.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="Only the first seconds of a video count.")] = None,
+    rerank: Annotated[
+        int | None, typer.Option("--rerank", help="Candidates for the cross-encoder, 0 for none. (default: 128)")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Of a text. (default: the dataset's)")] = None,
+    method: clips.MethodOption = None,
+    reduce: clips.ReduceOption = None,
+    preset: clips.PresetOption = None,
+    metric: clips.MetricOption = None,
+    heads: clips.HeadsOption = None,
+    text_heads: clips.TextHeadsOption = None,
+    frames: clips.FramesOption = None,
+    image_size: clips.SizeOption = None,
+    tokenizer: clips.TokenizerOption = None,
+    cache: clips.CacheOption = None,
+    out: clips.OutOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    keep_partial: PartialOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Video-text retrieval: dual encoder, and UMT's cross-encoder on its best candidates."""
+    from everyframe.evaluation.annotations import BENCHMARKS, read_retrieval
+
+    dataset = clips.dataset_of(dataset, preset, "retrieval", list(BENCHMARKS))
+    usual = BENCHMARKS.get(dataset or "")
+    clips.check_out(out)
+    if paragraph is None:
+        paragraph = usual is not None and usual.paragraph
+    items = read_retrieval(annotations, layout=layout, split=split, paragraph=paragraph, only=only)
+    end = seconds if seconds is not None else usual.end_seconds if usual is not None else None
+    if end is not None:
+        items = dataclasses.replace(items, end_seconds=end)
+    reader = clips.make_reader(
+        model, method=method, reduce=reduce, preset=preset, metric=metric, device=device, dtype=dtype, threads=threads,
+        heads=heads, text_heads=text_heads, frames=frames, image_size=image_size, tokenizer=tokenizer,
+    )  # fmt: skip
+    if max_tokens is None and usual is not None and reader.model.family == "umt":
+        max_tokens = usual.max_tokens
+    from everyframe.evaluation.retrieval import evaluate_retrieval
+
+    with clips.ClipProgress(silent=as_json or quiet) as progress:
+        result = evaluate_retrieval(
+            reader, items, videos, dataset=dataset, cache=cache, keep_partial=keep_partial, progress=progress,
+            **given(rerank=rerank, max_tokens=max_tokens),
+        )  # fmt: skip
+    clips.finish(result, out, as_json=as_json, quiet=quiet)
+
+
+@evaluate.command()
+def questions(
+    model: clips.ModelOption,
+    annotations: AnnotationsOption,
+    videos: clips.VideosOption,
+    answers: Annotated[
+        Path | None, typer.Option("--answers", help="List of answers, or the training questions to take them from.")
+    ] = None,
+    top_answers: Annotated[
+        int | None, typer.Option("--top-answers", help="Most frequent answers of training questions. (default: 1500)")
+    ] = None,
+    top: Annotated[int | None, typer.Option("--top", help="Answers that are scored in full. (default: 128)")] = None,
+    names: Annotated[Path | None, typer.Option("--names", help="MSVD's youtube_mapping.txt.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="msrvtt or msvd: what is published.")] = None,
+    method: clips.MethodOption = None,
+    reduce: clips.ReduceOption = None,
+    preset: clips.PresetOption = None,
+    metric: clips.MetricOption = None,
+    heads: clips.HeadsOption = None,
+    text_heads: clips.TextHeadsOption = None,
+    frames: clips.FramesOption = None,
+    image_size: clips.SizeOption = None,
+    tokenizer: clips.TokenizerOption = None,
+    cache: clips.CacheOption = None,
+    out: clips.OutOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    keep_partial: PartialOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Open-ended video question answering: UMT's decoder chooses from a list of answers."""
+    from everyframe.evaluation.published import tasks_of
+    from everyframe.evaluation.question_files import read_answers, read_questions
+
+    dataset = clips.dataset_of(dataset, preset, "qa", tasks_of("qa"))
+    clips.check_out(out)
+    choices = read_answers(answers, most_frequent=top_answers)
+    items = read_questions(annotations, names=names)
+    reader = clips.make_reader(
+        model, method=method, reduce=reduce, preset=preset, metric=metric, device=device, dtype=dtype, threads=threads,
+        heads=heads, text_heads=text_heads, frames=frames, image_size=image_size, tokenizer=tokenizer,
+    )  # fmt: skip
+    from everyframe.evaluation.questions import evaluate_questions
+
+    with clips.ClipProgress(silent=as_json or quiet) as progress:
+        result = evaluate_questions(
+            reader, items, choices, videos, dataset=dataset, cache=cache, keep_partial=keep_partial, progress=progress,
+            **given(top=top),
+        )  # fmt: skip
+    clips.finish(result, out, as_json=as_json, quiet=quiet)
+
+
+@evaluate.command()
+def recognition(
+    model: clips.ModelOption,
+    annotations: AnnotationsOption,
+    videos: clips.VideosOption,
+    classes: Annotated[
+        Path | None, typer.Option("--classes", help="Class file: classInd.txt, labels.json, or a table id,name.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", help="ucf101 or ssv2: VideoMAE's views, and what is published. (default views: ucf101)"
+        ),
+    ] = None,
+    views: Annotated[int | None, typer.Option("--views", help="Clips over time. (default: 5, ssv2 2)")] = None,
+    crops: Annotated[int | None, typer.Option("--crops", help="Squares side by side. (default: 3)")] = None,
+    method: clips.MethodOption = None,
+    reduce: clips.ReduceOption = None,
+    metric: clips.MetricOption = None,
+    frames: clips.FramesOption = None,
+    cache: clips.CacheOption = None,
+    out: clips.OutOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    keep_partial: PartialOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Action recognition: a VideoMAE classifier, its probabilities averaged over views."""
+    from everyframe.evaluation.action_files import read_actions
+    from everyframe.evaluation.published import tasks_of
+
+    dataset = clips.dataset_of(dataset, None, "recognition", tasks_of("recognition"))
+    clips.check_out(out)
+    items = read_actions(annotations, classes=classes)
+    reader = clips.make_reader(
+        model, method=method, reduce=reduce, preset=None, metric=metric, device=device, dtype=dtype, threads=threads,
+        heads=None, text_heads=None, frames=frames, image_size=None, tokenizer=None,
+    )  # fmt: skip
+    from everyframe.evaluation.recognition import SAMPLINGS, evaluate_recognition
+
+    sampling = dataclasses.replace(SAMPLINGS[dataset or "ucf101"], **given(views=views, crops=crops))
+    with clips.ClipProgress(silent=as_json or quiet) as progress:
+        result = evaluate_recognition(
+            reader, items, videos, sampling=sampling, dataset=dataset, cache=cache, keep_partial=keep_partial,
+            progress=progress,
+        )  # fmt: skip
+    clips.finish(result, out, as_json=as_json, quiet=quiet)
+
+
+@evaluate.command("base-to-novel")
+def base_to_novel(
+    model: clips.ModelOption,
+    base: Annotated[Path, typer.Option("--base", help="Split of the base classes, such as base_val.txt.")],
+    base_classes: Annotated[Path, typer.Option("--base-classes", help="Their names, such as ucf_101_base_labels.csv.")],
+    novel: Annotated[Path, typer.Option("--novel", help="Split of the novel classes, such as novel_val.txt.")],
+    novel_classes: Annotated[Path, typer.Option("--novel-classes", help="Their names.")],
+    videos: clips.VideosOption,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="ucf101: what is published.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help='Text around a class name. (default: "a photo of a {}.")')
+    ] = None,
+    method: clips.MethodOption = None,
+    reduce: clips.ReduceOption = None,
+    metric: clips.MetricOption = None,
+    heads: clips.HeadsOption = None,
+    text_heads: clips.TextHeadsOption = None,
+    frames: clips.FramesOption = None,
+    tokenizer: clips.TokenizerOption = None,
+    cache: clips.CacheOption = None,
+    out: clips.OutOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    keep_partial: PartialOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Base and novel classes by their names: ViFi-CLIP's base-to-novel generalisation."""
+    from everyframe.evaluation.action_files import read_actions
+    from everyframe.evaluation.published import tasks_of
+
+    dataset = clips.dataset_of(dataset, None, "base-to-novel", tasks_of("base-to-novel"))
+    clips.check_out(out)
+    splits = read_actions(base, classes=base_classes), read_actions(novel, classes=novel_classes)
+    reader = clips.make_reader(
+        model, method=method, reduce=reduce, preset=None, metric=metric, device=device, dtype=dtype, threads=threads,
+        heads=heads, text_heads=text_heads, frames=frames, image_size=None, tokenizer=tokenizer,
+    )  # fmt: skip
+    from everyframe.evaluation.recognition import evaluate_base_to_novel
+
+    with clips.ClipProgress(silent=as_json or quiet) as progress:
+        result = evaluate_base_to_novel(
+            reader, *splits, videos, dataset=dataset, cache=cache, keep_partial=keep_partial, progress=progress,
+            **given(prompt=prompt),
+        )  # fmt: skip
+    clips.finish(result, out, as_json=as_json, quiet=quiet)
