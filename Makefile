@@ -33,6 +33,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/real_change.py
 	$(BIN)/python benchmarks/recipe.py
+	$(BIN)/python benchmarks/merging.py --out benchmarks/results/merging.json
+	$(BIN)/python benchmarks/merging_quality.py
 	$(BIN)/everyframe demo --out demo --json > benchmarks/results/demo.json
 	$(BIN)/python scripts/render_results.py
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import render_merging
 import render_plans
 from everyframe.evaluation.plots import write_plots
 from everyframe.evaluation.tables import caption, markdown, tables
@@ -207,6 +208,7 @@ RENDERERS = {
     "tokenizers": tokenizers_table,
     "bundled": bundled_table,
     "memory": memory_table,
+    **render_merging.RENDERERS,
     **render_plans.RENDERERS,
 }
 

@@ -39,6 +39,7 @@ LEVELS = {
     "preview": 4,
     "scale": 4,
     "serve": 4,
+    "token_pictures": 4,
     "cli": 5,
 }
 OPTIONAL = {

@@ -119,6 +119,24 @@ def test_rows_equal_encode_video(ablation, dense, videos, model, files) -> None:
         assert_equals(ablation, "drop motion N=2 p=0.85 + A", file, encoded, dense, videos, model)
 
 
+def test_token_merging_stands_beside_lower_resolution(ablation, dense, videos, model, files) -> None:
+    rows = rows_of(ablation, "reduction")
+    assert list(rows) == [
+        "drop, motion", "drop, motion + token", "lower resolution", "lower resolution + token", "token merging",
+        "token merging + token",
+    ]  # fmt: skip
+    for name, variant, residual in (
+        ("token merging", "merge N=2 p=0.85", None),
+        ("token merging + token", "merge N=2 p=0.85 + A", files["first"]),
+    ):
+        encoder = ef.ResidualViT(model, residual=residual, reduction="merge")
+        assert rows[name].gflops_per_frame == pytest.approx(ef.flops(encoder).gflops_per_frame)
+        encoded = [ef.encode_video(video.file, encoder) for video in videos]
+        assert_equals(ablation, variant, 0, encoded, dense, videos, model)
+    # All patches enter the first of four blocks.
+    assert rows["token merging"].cost_percent > rows["drop, motion"].cost_percent
+
+
 def test_reduced_everywhere_equals_p_frames_without_token(ablation: Ablation) -> None:
     """Without a token a P-frame's feature does not depend on the plan around it."""
     for result in ablation.sets[0]:

@@ -116,7 +116,7 @@ def test_options_choose_the_encoder(videos: dict, tmp_path: Path, options: str, 
         ("--encoder residual --plan adaptive", "--plan adaptive has no meaning with --encoder residual: only"),
         ("--encoder dense --plan fixed", "--plan has no meaning with --encoder dense: every frame is an I-frame"),
         ("--encoder dense --drop 0.5", "--drop has no meaning with --encoder dense"),
-        ("--encoder all", "--encoder must be reuse, residual or dense, got 'all'"),
+        ("--encoder all", "--encoder must be one of reuse, residual, dense, tome, vidtldr, got 'all'"),
         ("--plan always", "--plan must be fixed, cuts or adaptive, got 'always'"),
     ],
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from everyframe import console
+from everyframe.cli.encoder import parse_reduce
 from everyframe.cli.options import check_writable, given, set_threads
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MethodOption = Annotated[
 ]
 ReduceOption = Annotated[
     str | None,
-    typer.Option("--reduce", help="Tokens that go in each block, such as 600,200,100 or, twelve times 200, 200x12."),
+    typer.Option("--reduce", help="Tokens that go in each block: 600,200,100; twelve times 200, 200x12; 8 in all, 8x."),
 ]
 PresetOption = Annotated[
     str | None, typer.Option("--preset", help="vid-TLDR's schedule for a task, such as umt-b/msrvtt-retrieval.")
@@ -84,7 +84,8 @@ def make_reader(
     from everyframe.backbone import load_video
     from everyframe.encoders import ToMe, VidTLDR
 
-    counts = VidTLDR.preset(preset) if preset is not None else parse_reduce(reduce) if reduce is not None else []
+    schedule = parse_reduce(reduce) if reduce is not None else None
+    counts: list[int | float] = [] if preset is None else [*VidTLDR.preset(preset)]
     set_threads(threads)
     loaded = load_video(
         model,
@@ -98,22 +99,12 @@ def make_reader(
             tokenizer=tokenizer,
         ),
     )
+    if schedule is not None:
+        counts = schedule.of(len(loaded.vision.blocks))
     if name == "tome":
         options: dict[str, Any] = given(metric=metric)
         return ToMe(loaded, counts, **options)
     return VidTLDR(loaded, counts)
-
-
-def parse_reduce(text: str) -> list[int | float]:
-    """ "600,200,100" or "200x12": a number per block, counts or shares below 1. Raises ValueError."""
-    numbers: list[int | float] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+|\d*\.\d+)\s*(?:x\s*(\d+)\s*)?", part)
-        if match is None:
-            raise ValueError(f"--reduce must be numbers separated by commas, such as 600,200,100, got {text!r}")
-        value = float(match[1]) if "." in match[1] else int(match[1])
-        numbers += [value] * int(match[2] or 1)
-    return numbers
 
 
 def dataset_of(dataset: str | None, preset: str | None, kind: str, known: list[str]) -> str | None:

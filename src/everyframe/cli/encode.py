@@ -11,11 +11,13 @@ import typer
 from everyframe import console
 from everyframe.cli.app import app
 from everyframe.cli.encoder import (
+    MERGING,
     CalibrationOption,
     EncoderOption,
     FidelityOption,
     GroupOption,
     PlanOption,
+    ReduceOption,
     SelectOption,
     TokenOption,
     ToleranceOption,
@@ -70,6 +72,7 @@ def encode(
     drop: DropOption = None,
     select: SelectOption = None,
     residual: TokenOption = None,
+    reduce: ReduceOption = None,
     start: StartOption = None,
     end: EndOption = None,
     device: DeviceOption = None,
@@ -102,7 +105,13 @@ def encode(
         drop=drop,
         select=select,
         residual=residual,
+        reduce=reduce,
     )
+    if recipe and choice.name in MERGING:
+        raise ValueError(
+            f"--recipe has no meaning with --encoder {choice.name}: a recipe keeps the features of I-frames, which "
+            "would be all of them"
+        )
     sampling = Sampling(**given(fps=fps, start=start, end=end), keep_partial=keep_partial)
     missing: list[VideoError] = []
     roots = [(Path(path) if Path(path).is_dir() else None, videos_of(path, missing)) for path in paths]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +16,24 @@ if TYPE_CHECKING:
     from everyframe.backbone import Model
     from everyframe.encoders import Encoder
 
-ENCODERS = ("reuse", "residual", "dense")
+MERGING = ("tome", "vidtldr")
+ENCODERS = ("reuse", "residual", "dense", *MERGING)
 PLANS = ("fixed", "cuts", "adaptive")
 
 EncoderOption = Annotated[
     str | None,
     typer.Option(
-        "--encoder", help="reuse, residual (ResidualViT) or dense. (default: reuse; residual with --residual)"
+        "--encoder",
+        help="reuse, residual (ResidualViT), dense, or tome or vidtldr: every frame, its tokens merged from block to "
+        "block. (default: reuse; residual with --residual, vidtldr with --reduce)",
+    ),
+]
+ReduceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reduce",
+        help="With tome and vidtldr: tokens that go in each block, such as 24,24,24, twelve times 8, 8x12, or 8 in "
+        "every block, 8x. Below 1: a share of the block's tokens.",
     ),
 ]
 PlanOption = Annotated[
@@ -85,7 +97,25 @@ _WHY = {
     "fidelity": "only --encoder reuse --plan adaptive is calibrated",
     "calibration": "only --encoder reuse --plan adaptive is calibrated",
     "residual": "only --encoder residual has a residual token",
+    "reduce": "only --encoder tome and vidtldr merge tokens",
 }
+_WHY_MERGING = {
+    "interleave": "every frame is read alike, there are no P-frames",
+    "drop": "it merges patches and drops none; --reduce says how many go",
+    "select": "which tokens merge follows from the tokens",
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tokens that go in each block, as a command line has them. everywhere: the one number, in every block."""
+
+    numbers: tuple[int | float, ...]
+    everywhere: bool = False
+
+    def of(self, depth: int) -> list[int | float]:
+        """A number per block of a model of that depth, as far as any were given."""
+        return list(self.numbers * depth if self.everywhere else self.numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +136,14 @@ class Choice:
 
     def make(self, model: Model, batch_size: int | None = None, *, fps: float | None = None) -> Encoder:
         """fps: at which frames will be sampled; a calibration measured at another is used with a word of warning."""
-        from everyframe.encoders import DenseEncoder, ResidualViT, ReuseEncoder
+        from everyframe.encoders import DenseEncoder, ResidualViT, ReuseEncoder, ToMe, VidTLDR
         from everyframe.encoders.calibration import resolve_calibration
         from everyframe.pipeline import Sampling
 
         arguments = {**self.arguments, **given(batch_size=batch_size)}
+        if self.name in MERGING:
+            arguments["reduce"] = self.arguments["reduce"].of(model.vision.config.depth)
+            return (ToMe if self.name == "tome" else VidTLDR)(model, **arguments)
         if "fidelity" in arguments:
             calibration = resolve_calibration(arguments.pop("calibration", "auto"), model)
             measured, asked = calibration.facts.get("fps"), fps or Sampling.fps
@@ -130,13 +163,17 @@ class Choice:
 def choose_encoder(**options: Any) -> Choice:
     """From the options that were set; ValueError, before a model is loaded, where they contradict each other."""
     asked = given(**options)
-    implied = "residual" if "residual" in asked else "reuse"
+    implied = "residual" if "residual" in asked else "vidtldr" if "reduce" in asked else "reuse"
     name = asked.pop("encoder", implied)
     if name not in ENCODERS:
-        raise ValueError(f"--encoder must be reuse, residual or dense, got {name!r}")
+        raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {name!r}")
     if asked.get("plan") not in (None, *PLANS):
         raise ValueError(f"--plan must be fixed, cuts or adaptive, got {asked['plan']!r}")
-    who = "--residual" if options.get("encoder") is None else f"--encoder {name}"
+    who = "--reduce" if implied == "vidtldr" else "--residual"
+    if options.get("encoder") is not None:
+        who = f"--encoder {name}"
+    if name in MERGING:
+        return _merging(name, asked, who)
     if name == "reuse":
         return _reuse(asked, who)
     if name == "residual":
@@ -145,8 +182,40 @@ def choose_encoder(**options: Any) -> Choice:
     return Choice(name="dense", arguments={})
 
 
+def parse_reduce(text: str) -> Schedule:
+    """ "600,200,100", "200x12" or "8x": counts, or shares below 1. Raises ValueError for anything else."""
+    number = r"(\d+|\d*\.\d+)"
+    every = re.fullmatch(rf"\s*{number}\s*x\s*", text)
+    if every is not None:
+        return Schedule((_count(every[1]),), everywhere=True)
+    numbers: list[int | float] = []
+    for part in text.split(","):
+        match = re.fullmatch(rf"\s*{number}\s*(?:x\s*(\d+)\s*)?", part)
+        if match is None:
+            raise ValueError(
+                f"--reduce must be numbers separated by commas, such as 600,200,100, or 8x for 8 in every block, "
+                f"got {text!r}"
+            )
+        numbers += [_count(match[1])] * int(match[2] or 1)
+    return Schedule(tuple(numbers))
+
+
+def _count(digits: str) -> int | float:
+    return float(digits) if "." in digits else int(digits)
+
+
+def _merging(name: str, asked: dict[str, Any], who: str) -> Choice:
+    for option, why in _WHY_MERGING.items():
+        if option in asked:
+            raise ValueError(f"--{option} has no meaning with {who}: {why}")
+    _refuse(asked, (option for option in asked if option != "reduce"), who)
+    if "reduce" not in asked:
+        raise ValueError(f"{who} needs --reduce, how many tokens go in each block: 24,24,24, or 8x for 8 in every one")
+    return Choice(name=name, arguments={"reduce": parse_reduce(asked["reduce"])})
+
+
 def _residual(asked: dict[str, Any], who: str) -> Choice:
-    _refuse(asked, ("two_sided", "tolerance", "fidelity", "calibration"), who)
+    _refuse(asked, ("two_sided", "tolerance", "fidelity", "calibration", "reduce"), who)
     if asked.get("plan") == "adaptive":
         raise ValueError(f"--plan adaptive has no meaning with {who}: only --encoder reuse has adaptive plans")
     if asked.get("residual") == "none":
@@ -155,7 +224,7 @@ def _residual(asked: dict[str, Any], who: str) -> Choice:
 
 
 def _reuse(asked: dict[str, Any], who: str) -> Choice:
-    _refuse(asked, ("residual",), who)
+    _refuse(asked, ("residual", "reduce"), who)
     fixed = "interleave" in asked or asked.get("select", "change") != "change"
     implied = "fixed" if fixed else "adaptive"
     by = "--interleave" if "interleave" in asked else f"--select {asked.get('select')}"

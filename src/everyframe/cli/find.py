@@ -16,6 +16,7 @@ from everyframe.cli.encoder import (
     FidelityOption,
     GroupOption,
     PlanOption,
+    ReduceOption,
     SelectOption,
     TokenOption,
     ToleranceOption,
@@ -102,6 +103,7 @@ def ground(
     drop: DropOption = None,
     select: SelectOption = None,
     residual: TokenOption = None,
+    reduce: ReduceOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     keep_partial: PartialOption = False,
@@ -129,6 +131,7 @@ def ground(
         "drop": drop,
         "select": select,
         "residual": residual,
+        "reduce": reduce,
     }
     if Path(source).suffix.lower() in SUFFIXES:
         if given(**encoding, fps=fps) or dtype is not None or keep_partial:

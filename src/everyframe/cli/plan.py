@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from everyframe import console
 from everyframe.cli.app import app
 from everyframe.cli.encoder import (
+    MERGING,
     Choice,
     EncoderOption,
     FidelityOption,
     GroupOption,
     PlanOption,
+    ReduceOption,
     SelectOption,
     TokenOption,
     ToleranceOption,
@@ -37,6 +39,7 @@ from everyframe.cli.options import (
 if TYPE_CHECKING:
     from everyframe.backbone import Model
     from everyframe.encoders.calibration import Calibration
+    from everyframe.encoders.merging import ReducingEncoder
     from everyframe.preview import Preview
 
 
@@ -70,6 +73,7 @@ def plan(
     drop: DropOption = None,
     select: SelectOption = None,
     residual: TokenOption = None,
+    reduce: ReduceOption = None,
     start: StartOption = None,
     end: EndOption = None,
     keep_partial: PartialOption = False,
@@ -93,6 +97,7 @@ def plan(
         drop=drop,
         select=select,
         residual=residual,
+        reduce=reduce,
     )
     if calibration is not None and not choice.calibrated:
         raise ValueError("--calibration has no meaning here: it predicts what one-sided adaptive plans lose")
@@ -142,6 +147,9 @@ def _load(name: str, choice: Choice, calibration: str | None) -> tuple[Model, Ca
 def _title(settings: dict[str, Any]) -> str:
     if settings["encoder"] == "dense":
         return "dense"
+    if settings["encoder"] in MERGING:
+        name = {"tome": "ToMe", "vidtldr": "vid-TLDR"}[settings["encoder"]]
+        return f"{name}, tokens that go in each block: {', '.join(f'{count:g}' for count in settings['reduce'])}"
     if settings.get("plan") == "adaptive":
         return f"adaptive, tolerance {settings['tolerance']:g}, drop {settings['drop']:g}"
     kind = {"reuse": "reuse", "residual": "ResidualViT"}[settings["encoder"]]
@@ -160,11 +168,20 @@ def _sentence(facts: dict[str, Any]) -> str:
     return text
 
 
+def _computed(result: Preview, facts: dict[str, Any]) -> dict[str, str]:
+    """The row that says what the model does not see."""
+    if facts["settings"]["encoder"] in MERGING:
+        counts = cast("ReducingEncoder", result.encoder).counts
+        return {"tokens per frame": f"{counts[0]} before the first block, {counts[-1]} after the last"}
+    of_p = facts["share_computed_of_p"]
+    more = f", {100 * of_p:.1f} % of P-frames" if of_p is not None else ""
+    return {"patches computed": f"{100 * facts['share_computed']:.1f} %{more}"}
+
+
 def _show(result: Preview, facts: dict[str, Any]) -> None:
     from everyframe.timeline import plan_line
 
     roles, flops, share = facts["roles"], facts["gflops_per_frame"], facts["gflops_share"]
-    of_p = facts["share_computed_of_p"]
     shots = ", ".join(console.clock(time) for time in facts["cuts"][:8])
     span = f"{console.clock(facts['start_seconds'])} to {console.clock(facts['end_seconds'])}"
     rows = {
@@ -172,8 +189,7 @@ def _show(result: Preview, facts: dict[str, Any]) -> None:
         "frames": f"{facts['frames']}, {span}: {roles['I']} I, {roles['P']} P, {roles['C']} copied",
         "shots begin": f"{len(facts['cuts'])} times{': ' if shots else ''}{shots}"
         f"{', ...' if len(facts['cuts']) > 8 else ''}",
-        "patches computed": f"{100 * facts['share_computed']:.1f} %"
-        + (f", {100 * of_p:.1f} % of P-frames" if of_p is not None else ""),
+        **_computed(result, facts),
         "GFLOPs per frame": f"{flops['all']:.4g} with attention, {100 * share['all']:.1f} % of dense; linear layers "
         f"{flops['paper']:.4g}, {100 * share['paper']:.1f} %",
     }

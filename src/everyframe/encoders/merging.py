@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class ReducingEncoder:
     longer than the model is deep, negative, or a fraction above 1.
     """
 
-    name: ClassVar[str]
+    name = ""
     plan = "fixed"
     needs_motion = False
     looks_ahead = False

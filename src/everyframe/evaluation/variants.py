@@ -33,13 +33,15 @@ _SHIPPED = "shipped"  # the name of the tokenizer that comes with the model
 class Sweep:
     """Which settings are tried. interleaves and drops hold 2 and 0.85 whether they are named or not.
 
-    smooths: windows of the moving average in seconds, ious: what counts as found; both for the main methods.
+    resize, merge: does the reduction table have the paper's comparators, lower resolution and token merging? smooths:
+    windows of the moving average in seconds, ious: what counts as found; both for the main methods.
     """
 
     interleaves: tuple[int, ...] = (1, 2, 3, 5, 10)
     drops: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
     selections: tuple[str, ...] = ("random", "uniform", "center", "motion", "residual")
     resize: bool = True
+    merge: bool = True
     smooths: tuple[float, ...] = (1.0, 3.0, 5.0, 8.0)
     ious: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
 
@@ -71,7 +73,7 @@ class Variant:
     """
 
     name: str
-    method: str  # dense, reduced, drop, resize, copy or interpolate
+    method: str  # dense, reduced, drop, resize, merge, copy or interpolate
     encodes: tuple[Encode, ...]
     gflops: float
     interleave: int = 0
@@ -162,10 +164,12 @@ def places(model: Model, tokenizers: Tokenizers, sweep: Sweep) -> list[Place]:
     for select in sweep.selections:
         for name in tokens:
             put("reduction", with_token(f"drop, {select}", name), make.interleaved(select=select, residual=name))
-    if sweep.resize:
-        for name in tokens:
-            variant = make.interleaved(reduction="resize", residual=name)
-            put("reduction", with_token("lower resolution", name), variant)
+    for label, reduction, tried in (
+        ("lower resolution", "resize", sweep.resize),
+        ("token merging", "merge", sweep.merge),
+    ):
+        for name in tokens if tried else ():
+            put("reduction", with_token(label, name), make.interleaved(reduction=reduction, residual=name))
     for drop in sorted({*sweep.drops, DROP}):
         for name in tokens:
             put("drop", with_token(f"p = {drop:g}", name), make.interleaved(drop=drop, residual=name))
@@ -222,7 +226,7 @@ class _Maker:
         fitted: float = DROP,
     ) -> Variant:
         """ResidualViT. residual: a name, of which those files are used that were fitted for `fitted`."""
-        how = "resize" if reduction == "resize" else f"drop {select}"
+        how = f"drop {select}" if reduction == "drop" else reduction
         name = f"{how} N={interleave} p={drop:g}" + (f" + {residual}" if residual else "")
         if fitted != DROP:
             name += f" (fitted for p={fitted:g})"

@@ -1,0 +1,200 @@
+"""everyframe show-tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everyframe import console
+from everyframe.cli.app import app
+from everyframe.cli.clips import HeadsOption, SizeOption, TokenizerOption
+from everyframe.cli.encoder import (
+    MERGING,
+    Choice,
+    GroupOption,
+    PlanOption,
+    ReduceOption,
+    SelectOption,
+    ToleranceOption,
+    choose_encoder,
+)
+from everyframe.cli.options import (
+    DeviceOption,
+    DropOption,
+    DtypeOption,
+    EndOption,
+    FpsOption,
+    JsonOption,
+    ModelOption,
+    PartialOption,
+    StartOption,
+    ThreadsOption,
+    check_writable,
+    given,
+    load_model,
+    set_threads,
+)
+
+if TYPE_CHECKING:
+    from everyframe.backbone import Model, VideoModel
+    from everyframe.encoders.merging import ReducingEncoder
+
+_KINDS = (*MERGING, "residual", "reuse")
+
+
+@app.command(name="show-tokens")
+def show_tokens(
+    video: Annotated[str, typer.Argument(help="A video, a folder of images, or an address.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for NAME-ENCODER.png.")] = Path("tokens"),
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="vidtldr or tome: what merges; residual or reuse: what is computed.")
+    ] = "vidtldr",
+    model: ModelOption = None,
+    video_model: Annotated[
+        str | None,
+        typer.Option("--video-model", help="Instead of --model: VideoMAE folder or hub id, UMT or ViFi-CLIP file."),
+    ] = None,
+    reduce: ReduceOption = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="vid-TLDR's schedule for a task, such as umt-b/msrvtt-retrieval.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", help="Frames drawn; of a video model those of a clip. (default: 12)")
+    ] = None,
+    fps: FpsOption = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    plan: PlanOption = None,
+    tolerance: ToleranceOption = None,
+    interleave: GroupOption = None,
+    drop: DropOption = None,
+    select: SelectOption = None,
+    heads: HeadsOption = None,
+    image_size: SizeOption = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    keep_partial: PartialOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw what an encoder makes of the patches of a video: which merge and how much they count, or are computed.
+
+    Without --reduce or --preset about half of the patches merge.
+    """
+    from everyframe.extras import require
+    from everyframe.pipeline import is_address
+
+    require("matplotlib", extra="plot")  # before the work, not after it
+    choice = _choose(
+        encoder,
+        preset,
+        reduce=reduce,
+        plan=plan,
+        tolerance=tolerance,
+        interleave=interleave,
+        drop=drop,
+        select=select,
+    )
+    reading = given(heads=heads, image_size=image_size, tokenizer=tokenizer)
+    _check_models(choice, model, video_model, preset, fps, reading)
+    if not is_address(video) and not Path(video).exists():
+        raise ValueError(f"{video}: no such file or folder")
+    check_writable(out)
+    from everyframe.token_pictures import draw_tokens
+
+    if video_model is None:
+        loaded: Model | VideoModel = load_model(model, device, dtype, threads)
+    else:
+        from everyframe.backbone import load_video
+
+        set_threads(threads)
+        loaded = load_video(video_model, **given(device=device, dtype=dtype, frames=frames), **reading)
+    reader: Any = _merger(choice, loaded, preset) if choice.name in MERGING else choice.make(loaded)  # type: ignore[arg-type]
+    options = given(fps=fps, start=start, end=end, frames=frames if video_model is None else None)
+    drawn = draw_tokens(video, reader, **options, keep_partial=keep_partial)
+    file = out / f"{Path(video.rstrip('/')).stem or 'video'}-{choice.name}.png"
+    drawn.write(file)
+    if as_json:
+        print(json.dumps({**drawn.facts, "files": [str(file)]}, indent=2, allow_nan=False))
+        return
+    console.say(f"{file}: {_sentence(drawn.facts)}")
+
+
+def _choose(name: str, preset: str | None, **options: Any) -> Choice:
+    """As for encode, but merging has a usual schedule, and the residual token, which shows nowhere, is left out."""
+    if name not in _KINDS:
+        raise ValueError(f"--encoder must be one of {', '.join(_KINDS)}, got {name!r}")
+    if preset is not None:
+        if options["reduce"] is not None:
+            raise ValueError("--reduce and --preset both say how many tokens go; give one of them")
+        if name != "vidtldr":
+            raise ValueError(f"--preset has no meaning with --encoder {name}: presets are schedules of vid-TLDR")
+    if name in MERGING:
+        chosen = choose_encoder(**{**options, "encoder": name, "reduce": options["reduce"] or "0"})
+        return chosen if options["reduce"] is not None else Choice(name=name, arguments={})
+    return choose_encoder(encoder=name, residual="none" if name == "residual" else None, **options)
+
+
+def _check_models(
+    choice: Choice,
+    model: str | None,
+    video_model: str | None,
+    preset: str | None,
+    fps: float | None,
+    reading: dict[str, Any],
+) -> None:
+    if video_model is None:
+        for option in reading:
+            raise ValueError(f"--{option.replace('_', '-')} has no meaning without --video-model")
+        if preset is not None:
+            raise ValueError(f"--preset {preset} is for a UMT model; name its file by --video-model, or use --reduce")
+        return
+    if model is not None:
+        raise ValueError("--model and --video-model both name the model; give one of them")
+    if choice.name not in MERGING:
+        raise ValueError(
+            f"--encoder {choice.name} has no meaning with --video-model: it reads frame by frame, with an image model "
+            "(--model)"
+        )
+    if fps is not None:
+        raise ValueError("--fps has no meaning with --video-model: a clip's frames are spread over the video")
+
+
+def _merger(choice: Choice, model: Model | VideoModel, preset: str | None) -> ReducingEncoder:
+    from everyframe.encoders import ToMe, VidTLDR
+    from everyframe.token_pictures import usual_schedule
+
+    counts: list[int | float] = [*usual_schedule(choice.name, model)]
+    if preset is not None:
+        counts = [*VidTLDR.preset(preset)]
+        _check_preset(preset, model)
+    elif choice.arguments:
+        counts = choice.arguments["reduce"].of(model.vision.config.depth)
+    return (ToMe if choice.name == "tome" else VidTLDR)(model, counts)
+
+
+def _check_preset(preset: str, model: Model | VideoModel) -> None:
+    """Raise ValueError unless the preset is for a model of that size."""
+    from everyframe.backbone import VIDEO_ARCHITECTURES
+
+    name, config = preset.partition("/")[0], model.vision.config
+    meant = VIDEO_ARCHITECTURES[name]
+    patches = meant.frames * (meant.image_size // meant.patch_size) ** 2
+    if (config.depth, config.width, model.vision.num_patches) != (meant.depth, meant.width, patches):
+        raise ValueError(
+            f"--preset {preset} is for {name} with {meant.frames} frames ({meant.depth} blocks of width {meant.width}, "
+            f"{patches} tokens), but {model.name} has {config.depth} blocks of width {config.width} and "
+            f"{model.vision.num_patches} tokens; use --reduce"
+        )
+
+
+def _sentence(facts: dict[str, Any]) -> str:
+    before, after, share = facts["tokens_before"], facts["tokens_after"], facts["share"]
+    if "plan" in facts:
+        return f"{after} of {before} patches computed ({share:.0%}), frames {facts['plan']}"
+    counts = ", ".join(f"{count:g}" for count in facts["settings"]["reduce"]) or "none"
+    return f"{before} patches of a {facts['tokens_per']} become {after} tokens ({share:.0%}); in the blocks go {counts}"
