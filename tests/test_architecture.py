@@ -57,6 +57,7 @@ PUBLIC = [
     "ResidualTokenizer",
     "ResidualViT",
     "ReuseEncoder",
+    "TempMe",
     "ToMe",
     "VidTLDR",
     "VideoError",

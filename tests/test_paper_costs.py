@@ -1,4 +1,4 @@
-"""vid-TLDR's columns of GFLOPs: against the formula, against what PyTorch counts, against what was printed."""
+"""The papers' columns of GFLOPs: against the formula, against what PyTorch counts, against what was printed."""
 
 import json
 import math
@@ -96,8 +96,83 @@ def test_every_printed_figure_that_can_be_derived_agrees():
     )
     unknown = [row for row in rows if row.gflops is None]
     assert all(row.difference is None and not row.reproduced for row in unknown)
-    with pytest.raises(ValueError, match="paper must be one of vid-tldr, got 'umt'"):
+    with pytest.raises(ValueError, match="paper must be one of vid-tldr, tempme, got 'umt'"):
         paper_costs("umt")
+
+
+# --- TempMe ----------------------------------------------------------------------------------------------
+
+
+def formula_of_tempme(frames, layers, patch, *, scale=1, prefix=1):
+    """F of the fact sheet for a tower of width 768: layers of (clips, tokens in attention, tokens in MLP).
+
+    scale 1: 5 per element of a LayerNorm alone, without matching; 2: 1 per element of softmax and of biases, too.
+    """
+    width, tokens = 768, layers[0][1]
+    total = frames * (tokens - prefix) * patch * width
+    total += frames * width * 512 * prefix + 5 * frames * width * (tokens + 1) * prefix
+    for clips, seen, fed in layers:
+        total += clips * (4 * seen * width**2 + 2 * seen**2 * width + 8 * fed * width**2 + 5 * (seen + fed) * width)
+        if scale == 2:
+            total += clips * (12 * seen**2 + 4 * seen * width + 5 * fed * width)
+    return total / 1e9
+
+
+def test_tempme_table_1():
+    rows = {(row.model, row.method): row for row in paper_costs("tempme") if row.table == "1"}
+    assert len(rows) == 9
+    assert {key: row.tokens for key, row in rows.items()} == {
+        ("ViT-B/32, 12 frames", "LoRA"): "12 x 50",
+        ("ViT-B/32, 12 frames", "ToMe"): "12 x 26",
+        ("ViT-B/32, 12 frames", "TempMe"): "1 x 97",
+        ("ViT-B/32, 64 frames", "LoRA"): "64 x 50",
+        ("ViT-B/32, 64 frames", "ToMe"): "64 x 26",
+        ("ViT-B/32, 64 frames", "TempMe"): "1 x 500",
+        ("ViT-B/16, 12 frames", "LoRA"): "12 x 197",
+        ("ViT-B/16, 12 frames", "ToMe"): "12 x 77",
+        ("ViT-B/16, 12 frames", "TempMe"): "1 x 127",
+    }
+    for (model, _), row in rows.items():
+        if model.endswith("12 frames"):
+            assert abs(row.difference) < 0.16
+        else:  # the printed column contradicts itself by the patch projection of 52 frames
+            assert row.note.startswith("the printed column contradicts itself")
+            assert row.gflops - 52 * 49 * 3 * 32**2 * 768 / 1e9 == pytest.approx(row.published, abs=0.3)
+    whole = [(12, 50, 50)] * 12
+    assert rows["ViT-B/32, 12 frames", "LoRA"].gflops == pytest.approx(formula_of_tempme(12, whole, 3 * 32**2))
+
+
+def test_tempme_table_10():
+    rows = [row for row in paper_costs("tempme") if row.table == "10"]
+    assert [row.published for row in rows] == [34.8, 35.4, 37.0, 35.4, 36.8, 31.9, 25.8, 18.1]
+    assert all(row.reproduced and not row.note for row in rows)
+    assert [row.tokens.split(" x ")[0] for row in rows] == ["1", "1", "1", "3", "4", "1", "1", "1"]
+
+
+def test_tempme_says_what_cannot_be_reproduced():
+    rows = {(row.table, row.method): row for row in paper_costs("tempme")}
+    assert all(row.note for row in paper_costs("tempme") if not row.reproduced)
+    assert sum(row.reproduced for row in paper_costs("tempme")) == 12
+    assert rows["16", "TempMe"].gflops == pytest.approx(23.17, abs=0.005)
+    assert rows["9", "Temporal Modeling"].gflops == pytest.approx(54.16, abs=0.005)
+    # UMT frame by frame: the formula; and the count that the paper seems to have made.
+    whole = formula_of_tempme(12, [(12, 196, 196)] * 12, 3 * 16**2, prefix=0)
+    ends = (5 * 12 * 197 * 768 + 12 * 768 * 512) / 1e9  # final norm, norm and projection of the means
+    assert rows["6", "UMT4Clip"].gflops == pytest.approx(whole + ends)
+    for clips, tokens, published in ((12, 196, 210.1), (1, 2352, 304.3)):
+        frames = formula_of_tempme(12, [(clips, tokens, tokens)] * 12, 0, scale=2, prefix=0)
+        assert round(frames + 2352 * 3 * 16**2 * 768 / 1e9, 1) == published
+
+
+def test_command_prints_tempme():
+    shown = CliRunner().invoke(app, ["flops", "--paper", "tempme"], env={"COLUMNS": "140"})
+    assert shown.exit_code == 0
+    assert "1 x 97" in shown.output
+    assert "tempme, Table 10: GFLOPs of one video" in shown.output
+    assert "12 of 24 figures agree to the printed digits" in shown.output
+    rows = json.loads(CliRunner().invoke(app, ["flops", "--paper", "tempme", "--json"]).output)
+    assert rows[2]["schedule"] == "r=2, clips 8:2 9:2 10:3, 30-10 %"
+    assert rows[2]["reproduced"]
 
 
 def counted_by_torch(encoder, pixels):

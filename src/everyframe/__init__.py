@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from everyframe.backbone import Model, ModelError, VideoModel, load, load_video
     from everyframe.cost import Cost, flops
-    from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT, ReuseEncoder, ToMe, VidTLDR
+    from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT, ReuseEncoder, TempMe, ToMe, VidTLDR
     from everyframe.feature_files import FeaturesError
     from everyframe.features import VideoFeatures
     from everyframe.pipeline import encode_video
@@ -29,6 +29,7 @@ _HOMES = {
     "ResidualTokenizer": "encoders",
     "ResidualViT": "encoders",
     "ReuseEncoder": "encoders",
+    "TempMe": "encoders",
     "ToMe": "encoders",
     "VidTLDR": "encoders",
     "VideoError": "video",
@@ -54,6 +55,7 @@ __all__ = [
     "ResidualTokenizer",
     "ResidualViT",
     "ReuseEncoder",
+    "TempMe",
     "ToMe",
     "VidTLDR",
     "VideoError",

@@ -8,6 +8,7 @@ rule="all":   exactly the tokens processed, and the products of attention (Q K^T
 Norms, activations, biases, softmax and the choice of patches are left out by both (together below 1 %).
 For video transformers "paper" is vid-TLDR's rule, that of the tool fvcore: all products of matrices, attention and
 matching among them, and 5 per element of a LayerNorm; neither projection nor head. "all" counts matching too.
+TempMe's "paper" is the same rule with the projection of every CLS token; its LoRA is merged into the weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from everyframe.backbone import VideoConfig, VisionConfig
+    from everyframe.tokens.clips import LayerCounts
 
 Rule = Literal["paper", "all"]
 
@@ -147,6 +149,55 @@ def sequence_macs(
         passed = sum(attended) + sum(after for _, after in steps)
         parts["norms"] = float(5 * passed * width + around)
     return parts
+
+
+def clip_macs(
+    config: VisionConfig | VideoConfig, layers: Sequence[LayerCounts], rule: Rule, *, protected: int = 0
+) -> dict[str, float]:
+    """Multiply-accumulates by part of one video whose frames are joined into longer and longer clips (TempMe).
+
+    layers: the tokens around each block. protected: tokens of a frame that never merge, CLS first. rule: "paper" is
+    what the tool fvcore counts, products of matrices and 5 per element of a LayerNorm; "all" leaves the norms out.
+    """
+    fine: Any = config
+    width, first, last = config.width, layers[0], layers[-1]
+    frames, left = first.clips_before, last.clips * last.after
+    video = hasattr(config, "tubelet")
+    mlp = (3 if config.gated_mlp else 2) * width * config.mlp_width
+    attentive = not video and fine.pooling == "attention"
+    # Pooled are all CLS tokens, or all final clips where there are none.
+    pooled = frames if protected and not attentive else last.clips
+    matching = 0
+    for step in layers:
+        if step.attended < step.gathered:
+            matching += step.clips * _pairs(step.gathered, step.protected) * width
+        if step.after < step.attended:
+            matching += step.clips * _pairs(step.attended, step.protected) * (width // config.heads)
+    head = pooled * width * config.dim if config.projection else 0
+    if attentive:
+        head += 2 * width**2 * (left + pooled) + pooled * mlp
+    parts = {
+        "patches": float(frames * (first.before - protected) * 3 * config.patch_size**2 * width),
+        "blocks": float(sum(step.clips * (4 * step.attended * width**2 + step.after * mlp) for step in layers)),
+        "head": float(head),
+        "attention": float(
+            sum(2 * step.clips * step.attended**2 * width for step in layers) + 2 * left * width * attentive
+        ),
+        "matching": float(matching),
+    }
+    if rule == "paper":
+        normed = sum(step.clips * (step.attended + step.after) for step in layers)
+        if video:
+            normed += left * int(fine.final_norm) + pooled * int(fine.pool_norm)
+        else:
+            normed += frames * first.before * int(fine.pre_norm) + pooled + left * attentive
+        parts["norms"] = float(5 * normed * width)
+    return parts
+
+
+def _pairs(count: int, protected: int) -> int:
+    """Sources times destinations of a bipartite matching of `count` tokens, `protected` of which take no part."""
+    return ((count + 1) // 2 - (protected + 1) // 2) * (count // 2 - protected // 2)
 
 
 def add_macs(*costs: tuple[int, dict[str, float]]) -> dict[str, float]:

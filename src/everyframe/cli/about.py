@@ -61,7 +61,7 @@ def flops(
     drop: DropOption = None,
     fps: FpsOption = None,
     paper: Annotated[
-        str | None, typer.Option("--paper", help="Instead, every figure of a paper's tables beside ours: vid-tldr.")
+        str | None, typer.Option("--paper", help="Instead, a paper's figures beside ours: vid-tldr or tempme.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,19 +99,26 @@ def _paper_flops(paper: str, as_json: bool) -> None:
     from rich.table import Table
 
     for name in dict.fromkeys(row.table for row in rows):
-        table = Table(title=f"{paper}, Table {name}: GFLOPs of one clip", box=box.SIMPLE_HEAD, pad_edge=False)
-        for column, side in (("model", "left"), ("task", "left"), ("method", "left"), ("removed per block", "left")):
-            table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
-        for column in ("ours", "published", "difference"):
+        table = Table(
+            title=f"{paper}, Table {name}: GFLOPs of one {'video' if paper == 'tempme' else 'clip'}",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        shown = [row for row in rows if row.table == name]
+        tokens = any(row.tokens for row in shown)
+        for column in ("model", "task", "method", "merged" if tokens else "removed per block"):
+            table.add_column(column, overflow="fold")
+        for column in [*(["tokens left"] if tokens else []), "ours", "published", "difference"]:
             table.add_column(column, justify="right", no_wrap=True)
-        for row in (row for row in rows if row.table == name):
+        for row in shown:
             table.add_row(
                 row.model,
                 row.task,
                 row.method + (" (*)" if row.note else ""),
-                _removed(row.reduce),
+                row.schedule or _removed(row.reduce),
+                *([row.tokens] if tokens else []),
                 "?" if row.gflops is None else f"{row.gflops:.2f}",
-                f"{row.published:g}",
+                f"{row.published:g}" if row.digits is None else f"{row.published:.{row.digits}f}",
                 "" if row.difference is None else f"{row.difference:+.2f} %",
             )
         console.show(table)

@@ -13,6 +13,7 @@ from everyframe.encoders.planner import Planner
 from everyframe.encoders.pruning import EViT, Pruning
 from everyframe.encoders.residual import ResidualViT
 from everyframe.encoders.reuse import ReuseEncoder
+from everyframe.encoders.tempme import TempMe
 from everyframe.encoders.tokenizer import ResidualTokenizer
 
 
@@ -72,6 +73,7 @@ __all__ = [
     "ResidualTokenizer",
     "ResidualViT",
     "ReuseEncoder",
+    "TempMe",
     "ToMe",
     "VidTLDR",
 ]

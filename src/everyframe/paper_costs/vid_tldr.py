@@ -1,6 +1,6 @@
-"""The papers' columns of GFLOPs, computed from the encoders here and set beside what was printed.
+"""vid-TLDR's columns of GFLOPs.
 
-vid-TLDR counts the video tower and its final norms for one clip by the rule "paper" of `everyframe.cost`: neither text,
+It counts the video tower and its final norms for one clip by the rule "paper" of `everyframe.cost`: neither text,
 projection nor re-ranker. Its Table A says how many tokens go in which block; where that does not give the printed
 figure, or the schedule was never printed, the row says so.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,38 +16,7 @@ from everyframe.backbone import VideoModel, video_skeleton
 from everyframe.cost import flops
 from everyframe.encoders import Pruning, ToMe, VidTLDR
 from everyframe.encoders.merging import PRESETS
-
-PAPERS = ("vid-tldr",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperCost:
-    """One figure of a paper. gflops: ours, None where the schedule is not known; published: as printed, in GFLOPs.
-
-    reduce: tokens removed in block 0, 1, ...; note: why ours and theirs differ, or what was guessed.
-    """
-
-    table: str
-    model: str
-    task: str
-    method: str
-    reduce: tuple[int, ...]
-    gflops: float | None
-    published: float
-    note: str = ""
-
-    @property
-    def difference(self) -> float | None:
-        """Ours against theirs in percent; None where ours is not known."""
-        return None if self.gflops is None else 100 * (self.gflops / self.published - 1)
-
-    @property
-    def reproduced(self) -> bool:
-        """Do the two agree to the printed digits, by a schedule that was published?"""
-        digits = 0 if self.published == round(self.published) else 1
-        known = self.gflops is not None and not self.note.startswith(_UNKNOWN)
-        return known and round(self.gflops or 0.0, digits) == self.published
-
+from everyframe.paper_costs.figure import UNKNOWN, PaperCost
 
 # Tables 2 and B: task -> GFLOPs of ToMe and of vid-TLDR, and the tokens per block that give ToMe's.
 _RETRIEVAL = {
@@ -102,13 +70,10 @@ _NOTES = {
         "vid-TLDR",
     ): "not what Table A's schedule costs; 572.9 would fit [350, 350, 200], a guess",
 }
-_UNKNOWN = "its schedule is not published"
 
 
-def paper_costs(paper: str) -> list[PaperCost]:
-    """Every figure of GFLOPs in a paper's tables, in the paper's order. Raises ValueError for an unknown paper."""
-    if paper not in PAPERS:
-        raise ValueError(f"paper must be one of {', '.join(PAPERS)}, got {paper!r}")
+def vid_tldr_costs() -> list[PaperCost]:
+    """Every figure of Tables 1, 2, 4 to 7 and C, in the paper's order."""
     with warnings.catch_warnings():
         # ToMe's published rate on VideoMAE asks for more than half of the last blocks' tokens, as did the authors.
         warnings.filterwarnings("ignore", message=".*more than half of the tokens", category=UserWarning)
@@ -154,7 +119,7 @@ def _table_5() -> list[PaperCost]:
         row = partial(_row, "5", model, task)
         rows.append(row("base", [], 180.5))
         rows.append(row("ToMe", [200] * 12, 58.4))
-        rows.append(row("vid-TLDR", reduce, published, note=f"{_UNKNOWN}; one that fits, a guess"))
+        rows.append(row("vid-TLDR", reduce, published, note=f"{UNKNOWN}; one that fits, a guess"))
     return rows
 
 
@@ -163,8 +128,8 @@ def _table_6() -> list[PaperCost]:
     row = partial(_row, "6", model, "ucf101")
     return [
         row("base", [], 563),
-        row("ToMe", [16] * 12, 279, note=f"{_UNKNOWN}; the closest per frame and block"),
-        row("vid-TLDR", None, 279, note=_UNKNOWN),
+        row("ToMe", [16] * 12, 279, note=f"{UNKNOWN}; the closest per frame and block"),
+        row("vid-TLDR", None, 279, note=UNKNOWN),
     ]
 
 
@@ -190,7 +155,7 @@ def _table_c() -> list[PaperCost]:
                 row = partial(_row, "C", model, f"{task} {pairs}, zero-shot")
                 note = "Table F prints 160.9" if (name, task, pairs) == ("umt-l", "didemo", "25M") else ""
                 rows.append(row("ToMe", [_ZERO_SHOT_RATES[tome]] * len(model.vision.blocks), tome, note=note))
-                rows.append(row("vid-TLDR", None, ours, note=_UNKNOWN))
+                rows.append(row("vid-TLDR", None, ours, note=UNKNOWN))
     return rows
 
 
