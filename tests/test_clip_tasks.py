@@ -762,7 +762,7 @@ def test_cli_base_to_novel(vifi_file, clip_folder, videos, tmp_path):
         (["--method", "tome"], "--method tome needs --reduce"),
         (["--method", "tome", "--preset", "umt-b/msrvtt-retrieval"], "--preset is a schedule of vid-TLDR"),
         (["--method", "evict"], "--method must be one of vidtldr, tome, none, got 'evict'"),
-        (["--reduce", "5;6"], "--reduce must be numbers separated by commas, such as 600,200,100, or 8x for 8 in every block, got '5;6'"),
+        (["--reduce", "5;6"], "--reduce must be numbers separated by commas, such as 600,200,100, or 8x"),
         (["--metric", "keys"], "--metric belongs to --method tome"),
         (["--preset", "umt-b/msrvtt-qa"], "--preset umt-b/msrvtt-qa is no schedule for this task"),
         (["--preset", "umt-b/none-retrieval"], "--dataset must be one of msrvtt"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -182,6 +183,15 @@ def test_scored_attention_equals_plain_attention(monkeypatch, slice_bytes):
         _, attentive = scores.scored_attention(queries, keys, values, score="attentiveness", cls=cls)
         wanted = torch.tensor([reference.attentiveness(weights, cls=cls) for weights in whole])
         torch.testing.assert_close(attentive, wanted)
+
+
+def test_large_masses_do_not_overflow_in_half_precision():
+    queries, keys, values = (seeded(1, 2, 6, 4, seed=seed) for seed in range(3))
+    masses = torch.tensor([[1.0, 3000, 2, 1, 5, 1]])
+    wanted, _ = scores.scored_attention(queries, keys, 200 * values, score="sharpness", masses=masses)
+    half = [part.half() for part in (queries, keys, 200 * values)]
+    found, _ = scores.scored_attention(*half, score="sharpness", masses=masses)
+    torch.testing.assert_close(found.float(), wanted, atol=1, rtol=0.02)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "one-hot"])
@@ -479,6 +489,7 @@ def test_more_than_half_is_half_with_a_warning(video):
     with pytest.warns(UserWarning, match="half are merged"):
         assert VidTLDR(video, [25]).counts[1] == 24
     assert VidTLDR(video, [24.0]).reduce == (24,)
+    assert VidTLDR(video, np.array([24, 3])).reduce == (24, 3)
 
 
 @pytest.mark.parametrize(
@@ -486,6 +497,7 @@ def test_more_than_half_is_half_with_a_warning(video):
     [
         (torch.zeros(1, 2, 3, 32, 32), "takes clips of 3 frames, got 2; sample 3 frames"),
         (torch.zeros(3, 3, 32, 32), r"pixels must be \[V, 3, 3, 32, 32\] for tiny, got \[3, 3, 32, 32\]"),
+        (torch.zeros(1, 3, 3, 32, 32, dtype=torch.uint8), "pixels must be floating point, got torch.uint8"),
         (torch.zeros(1, 3, 3, 40, 32), r"pixels must be \[V, 3, 3, 32, 32\]"),
         ([1], "got list"),
     ],

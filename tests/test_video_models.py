@@ -738,6 +738,7 @@ def test_objects_beside_the_weights_are_not_run(tmp_path: Path) -> None:
     config["inner"] = _Config(width=[1, 2])
     tensors = video_checkpoints.umt_tensors("vision")
     others = {"config": config, "args": Namespace(out=tmp_path), "bomb": _Bomb(touched), "d": defaultdict(list)}
+    others["rate"] = np.float64(3)
     torch.save({"model": tensors, **others}, file)
     loaded = load_video(file, **SHAPES)
     torch.save(tensors, tmp_path / "plain.pth")
@@ -778,7 +779,7 @@ def test_other_models_and_folders_raise(made: Callable[[str], Path], tmp_path: P
     with pytest.raises(ModelError, match="holds no weights"):
         (tmp_path / "empty").mkdir()
         load_video(tmp_path / "empty")
-    with pytest.raises(ModelError, match="neither"):
+    with pytest.raises(ModelError, match="no such file or folder"):
         load_video(tmp_path / "missing.pth")
     with pytest.raises(TypeError, match="name must be"):
         load_video(None)  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ from everyframe.backbone.vifi import ViFiText, is_vifi, load_vifi, vifi_preproce
 from everyframe.backbone.vit import VisionTransformer
 
 _SHAPES = "the shapes of its own tensors"
+_WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _VIFI_FRAMES = {"vifi-clip-b16": ("ViT-B/16", 32)}
 
 
@@ -194,6 +195,8 @@ def load_video(
     torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
     given = {"heads": heads, "text_heads": text_heads, "frames": frames, "image_size": image_size}
     file = Path(name).expanduser()
+    if not file.exists() and (file.suffix.lower() in _WEIGHTS or file.is_absolute()):
+        raise ModelError(f"{name}: no such file or folder; give a weights file, a VideoMAE folder or a hub id")
     if file.is_file():
         model = _load_file(file, torch_dtype, tokenizer, given)
     else:

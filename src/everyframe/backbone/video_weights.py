@@ -43,17 +43,33 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 
 class _Inert:
-    """Stands in for a class that a file names and torch does not know; its objects become empty dicts."""
+    """Stands in for a class that a file names and torch does not know; its objects become empty dicts, which is what
+    torch's unpickler lets items be set in.
+    """
 
     def __new__(cls, *values: object, **named: object) -> Any:
         return OrderedDict()
+
+
+class _Stateless:
+    """What NumPy's values become: their state is a tuple, which a dict cannot take."""
+
+    def __setstate__(self, state: object) -> None:
+        """Left out."""
+
+
+class _InertNumpy:
+    """The same for NumPy's classes."""
+
+    def __new__(cls, *values: object, **named: object) -> Any:
+        return _Stateless()
 
 
 def _load(file: Path) -> object:
     """What the file holds, by torch's unpickler for weights. It runs no code of the file: where training scripts left
     their configuration beside the weights, each class of theirs is read as `_Inert`.
     """
-    unknown: list[Any] = []
+    unknown: list[Any] = [_Stateless]
     while True:
         try:
             with torch.serialization.safe_globals(unknown):
@@ -63,9 +79,11 @@ def _load(file: Path) -> object:
             reason = told.rsplit("\n\n\n")[-1].strip() or type(error).__name__
             foreign = re.search(r"(?:GLOBAL|class) ([\w.]+) was not an allowed", reason)
             if foreign is None or len(unknown) == _MOST_FOREIGN:
-                raise ModelError(f"{file} cannot be read as weights: {reason.splitlines()[0]}") from error
+                told = reason.splitlines()[0] if " " in reason else "it is empty, cut short or no PyTorch file"
+                raise ModelError(f"{file} cannot be read as weights: {told}") from error
             module, _, name = foreign.group(1).rpartition(".")
-            unknown.append(type(name, (_Inert,), {"__module__": module or "builtins", "__qualname__": name}))
+            kind = _InertNumpy if module.partition(".")[0] == "numpy" else _Inert
+            unknown.append(type(name, (kind,), {"__module__": module or "builtins", "__qualname__": name}))
 
 
 def _state(found: object, file: Path) -> dict[str, Tensor]:

@@ -55,8 +55,9 @@ def info(
 @app.command()
 def flops(
     model: Annotated[
-        str, typer.Option("--model", help="ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336, or any model.")
-    ] = "ViT-L/14",
+        str | None,
+        typer.Option("--model", help="ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336, or any model. (default: ViT-L/14)"),
+    ] = None,
     interleave: InterleaveOption = None,
     drop: DropOption = None,
     fps: FpsOption = None,
@@ -67,8 +68,11 @@ def flops(
 ) -> None:
     """Cost of the encoders, by the paper's counting rule and with attention (multiply-accumulates)."""
     if paper is not None:
+        if given(model=model, interleave=interleave, drop=drop, fps=fps):
+            raise ValueError("--paper prints a paper's own models and settings; leave out the other options")
         _paper_flops(paper, as_json)
         return
+    model = model or "ViT-L/14"
     from everyframe.report import cost_table, state_bytes
 
     rows = cost_table(model, **given(interleave=interleave, drop=drop, fps=fps))

@@ -10,7 +10,7 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.clips import HeadsOption, SizeOption, TokenizerOption
+from everyframe.cli.clips import HeadsOption, SizeOption, TextHeadsOption, TokenizerOption
 from everyframe.cli.encoder import (
     MERGING,
     Choice,
@@ -73,6 +73,7 @@ def show_tokens(
     drop: DropOption = None,
     select: SelectOption = None,
     heads: HeadsOption = None,
+    text_heads: TextHeadsOption = None,
     image_size: SizeOption = None,
     tokenizer: TokenizerOption = None,
     device: DeviceOption = None,
@@ -99,7 +100,7 @@ def show_tokens(
         drop=drop,
         select=select,
     )
-    reading = given(heads=heads, image_size=image_size, tokenizer=tokenizer)
+    reading = given(heads=heads, text_heads=text_heads, image_size=image_size, tokenizer=tokenizer)
     _check_models(choice, model, video_model, preset, fps, reading)
     if not is_address(video) and not Path(video).exists():
         raise ValueError(f"{video}: no such file or folder")
@@ -134,8 +135,9 @@ def _choose(name: str, preset: str | None, **options: Any) -> Choice:
         if name != "vidtldr":
             raise ValueError(f"--preset has no meaning with --encoder {name}: presets are schedules of vid-TLDR")
     if name in MERGING:
-        chosen = choose_encoder(**{**options, "encoder": name, "reduce": options["reduce"] or "0"})
-        return chosen if options["reduce"] is not None else Choice(name=name, arguments={})
+        usual = options["reduce"] is None
+        chosen = choose_encoder(**{**options, "encoder": name, "reduce": "0" if usual else options["reduce"]})
+        return Choice(name=name, arguments={}) if usual else chosen
     return choose_encoder(encoder=name, residual="none" if name == "residual" else None, **options)
 
 
@@ -196,5 +198,5 @@ def _sentence(facts: dict[str, Any]) -> str:
     before, after, share = facts["tokens_before"], facts["tokens_after"], facts["share"]
     if "plan" in facts:
         return f"{after} of {before} patches computed ({share:.0%}), frames {facts['plan']}"
-    counts = ", ".join(f"{count:g}" for count in facts["settings"]["reduce"]) or "none"
-    return f"{before} patches of a {facts['tokens_per']} become {after} tokens ({share:.0%}); in the blocks go {counts}"
+    gone = ", ".join(map(str, facts["removed"])) or "none"
+    return f"{before} patches of a {facts['tokens_per']} become {after} tokens ({share:.0%}); in the blocks go {gone}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
@@ -136,11 +137,9 @@ class ReducingEncoder:
         shapes.
         """
         frames = self._sequences(pixels)
-        parts = [self._run(part.to(self.model.device, self.model.dtype)) for part in self._batches(frames)]
-        left = self.counts[-1]
-        if not parts:
-            nothing = torch.empty(0, left, self.model.vision.config.width, device=self.model.device)
-            return Tokens(nothing, nothing[..., 0], torch.empty(0, self.counts[0], dtype=torch.int64))
+        # A batch of nothing goes through as one batch, so that its result has every dtype and shape.
+        batches = self._batches(frames) if len(frames) else [frames]
+        parts = [self._run(part.to(self.model.device, self.model.dtype)) for part in batches]
         found = Tokens(
             torch.cat([part.tokens for part in parts]),
             torch.cat([part.all_masses() for part in parts]),
@@ -162,7 +161,7 @@ class ReducingEncoder:
             bias = None if masses is None else masses.reshape(-1, left).log()[:, None, None].to(tokens.dtype)
             features = vision.summarise(tokens.reshape(-1, left, tokens.shape[2]), bias).float()
             if self.reads_clips:
-                features = features.unflatten(0, (len(tokens), -1)).mean(dim=1)
+                features = features.unflatten(0, (-1, self.group_size)).mean(dim=1)
         joint = not self.reads_clips or self.model.joint
         return F.normalize(features.float(), dim=1) if joint else features.float()
 
@@ -213,6 +212,8 @@ class ReducingEncoder:
                 f"pixels must be [V, {frames}, 3, {side}, {side}] for {self.model.name}, got {got}; "
                 "model.preprocess(frames) makes [F, 3, S, S] of one clip"
             )
+        if not pixels.is_floating_point():
+            raise ValueError(f"pixels must be floating point, got {pixels.dtype}; use model.preprocess(frames)")
         if pixels.shape[1] != frames:
             raise ValueError(
                 f"{self.model.name} takes clips of {frames} frames, got {pixels.shape[1]}; sample {frames} frames of "
@@ -222,7 +223,7 @@ class ReducingEncoder:
 
     def _batches(self, sequences: Tensor) -> Sequence[Tensor]:
         size = self.batch_size * (self.group_size if self._frame_wise and self.reads_clips else 1)
-        return sequences.split(size) if len(sequences) else ()
+        return sequences.split(size)
 
     def _joined(self, found: Tokens) -> Tokens:
         """Tokens per frame as tokens per clip: [V * F, n, W] -> [V, F * n, W], with the sources counted on."""
@@ -334,13 +335,13 @@ class ToMe(ReducingEncoder):
 
 def check_reduce(reduce: Sequence[int | float], depth: int) -> tuple[int | float, ...]:
     """The schedule as a tuple. Raises TypeError or ValueError for one that makes no sense for `depth` blocks."""
-    if isinstance(reduce, (str, bytes)) or not isinstance(reduce, Sequence):
+    if isinstance(reduce, (str, bytes)) or not hasattr(reduce, "__len__"):
         raise TypeError(f"reduce must be a list with a number per block, such as [600, 200, 100], got {reduce!r}")
     if len(reduce) > depth:
         raise ValueError(f"reduce has {len(reduce)} entries, but the model has {depth} blocks; leave the rest out")
     checked: list[int | float] = []
     for block, value in enumerate(reduce):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"reduce[{block}] must be a number, got {value!r}")
         if not value >= 0 or not math.isfinite(value):
             raise ValueError(f"reduce[{block}] must be at least 0, got {value}; 0 removes nothing")

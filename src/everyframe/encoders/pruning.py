@@ -81,7 +81,8 @@ class Pruning(ReducingEncoder):
             state = state.with_tokens(state.tokens + block.attend(state.tokens))
             if before > after:
                 left = cast(Tensor, state.sources)
-                rows = (left >= 0).nonzero()[:, 1].view(len(left), -1)  # which input tokens are still there, in order
+                # Which input tokens are still there, in order.
+                rows = (left >= 0).nonzero()[:, 1].view(len(left), before)
                 state = prune_tokens(state, flow.gather(1, rows), before - after, protected=self.protected)
             state = state.with_tokens(state.tokens + block.feed(state.tokens))
         return state.with_tokens(vision.finish(state.tokens))

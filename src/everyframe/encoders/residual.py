@@ -64,10 +64,9 @@ class ResidualViT:
         patches of the small frame. Or "merge", the other comparator: P-frames start with all patches, and each block
         merges the `merge` most similar pairs (ToMe by keys, sizes tracked); CLS, registers and the residual token are
         protected, and `select` has no meaning.
-    merge: tokens merged away in each block, with reduction="merge" alone; None takes the number at which a P-frame
-    costs
-        closest to what "drop" would cost. Merging must embed and attend to all patches in the first block, so that in a
-        shallow model it stays dearer.
+    merge: tokens merged away in each block, with reduction="merge" alone, at most half of those there are; None takes
+        the number at which a P-frame costs closest to what "drop" would cost. Merging must embed and attend to all
+        patches in the first block, so that in a shallow model it stays dearer.
     plan: "fixed" (`interleave` P-frames after each I-frame, the paper's), or "cuts" (the same, but a shot begins
         with an I-frame, see `cuts.py`).
     seed: decides "random" and the order of equal scores; a frame's choice also depends on its number in the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -145,7 +145,7 @@ def _merging_figure(encoder: ReducingEncoder, shown: _Shown) -> TokenPicture:
     per = f"a clip of {len(shown.frames)} frames" if in_clips else "a frame"
     words = Words(
         title=f"{_METHODS.get(encoder.name, encoder.name)}: {before} patches of {per} become {after} tokens",
-        subtitle=f"{shown.name}, {_model_name(encoder)}; tokens that go in each block: {_listed(encoder.reduce)}",
+        subtitle=f"{shown.name}, {_model_name(encoder)}; tokens that go in each block: {_listed(removed(encoder))}",
         rows=("frames", "merged tokens", heat.name),
         captions=[f"{time:.2f} s" for time in shown.times],
         notes=("Merged tokens: patches of one token have their mean colour, lines part tokens.", heat.note),
@@ -155,6 +155,7 @@ def _merging_figure(encoder: ReducingEncoder, shown: _Shown) -> TokenPicture:
         **shown.facts(encoder),
         "tokens_before": before,
         "tokens_after": after,
+        "removed": removed(encoder),
         "tokens_per": "clip" if in_clips else "frame",
         "share": after / before,
         "largest_token": int(patches_per_token(owners).max()),
@@ -230,7 +231,15 @@ def _model_name(encoder: ReducingEncoder | ResidualViT | ReuseEncoder) -> str:
     return Path(name).name if os.path.isabs(name) else name
 
 
-def _listed(reduce: Sequence[int | float]) -> str:
-    if len(reduce) > 4 and len(set(reduce)) == 1:
-        return f"{reduce[0]:g} in each of {len(reduce)}"
-    return ", ".join(f"{count:g}" for count in reduce) or "none"
+def removed(encoder: ReducingEncoder) -> list[int]:
+    """Tokens that really go in each block, up to the last one where any do."""
+    gone = [before - after for before, after in pairwise(encoder.counts)]
+    while gone and not gone[-1]:
+        gone.pop()
+    return gone
+
+
+def _listed(gone: Sequence[int]) -> str:
+    if len(gone) > 4 and len(set(gone)) == 1:
+        return f"{gone[0]} in each of {len(gone)}"
+    return ", ".join(map(str, gone)) or "none"

@@ -143,7 +143,7 @@ def fuse_tokens(state: Tokens, scores: Tensor, count: int, *, protected: int = 0
     """
     if count == 0:
         return state
-    kept = _highest(scores, count + 1, protected)
+    kept = _highest(scores, count + 1, protected, least=0)
     going = torch.ones_like(scores, dtype=torch.bool).scatter(1, kept, False)
     weights = (scores * going).float()
     fused = (weights[:, None] @ state.tokens.float()).to(state.tokens.dtype)
@@ -174,10 +174,10 @@ def token_counts(num_tokens: int, reduce: Sequence[int | float], depth: int, pro
     return counts
 
 
-def _highest(scores: Tensor, count: int, protected: int) -> Tensor:
+def _highest(scores: Tensor, count: int, protected: int, *, least: int = 1) -> Tensor:
     """All but the `count` lowest of [B, n], ascending; the first `protected` stay whatever their score."""
     left = scores.shape[1] - protected - count
-    if count < 0 or left < (0 if protected else 1):
+    if count < 0 or left < (0 if protected else least):
         raise ValueError(
             f"count must leave at least one of the {scores.shape[1]} tokens ({protected} protected), got {count}"
         )

@@ -74,6 +74,8 @@ def scored_attention(
     the row of the first token (EViT). Returns the output [B, h, n, d] in the values' dtype and the score, float32 [B,
     n].
     """
+    if masses is not None:  # only their ratio counts, and in half precision a large one times a value overflows
+        masses = masses / masses.amax(dim=1, keepdim=True)
     weighted = values if masses is None else values * masses[:, None, :, None].to(values.dtype)
     output = torch.empty_like(values)  # written in place: collecting slices would hold them twice
     scores = torch.zeros(keys.shape[0], keys.shape[2], device=keys.device)
@@ -116,7 +118,7 @@ def rollout(queries: Sequence[Tensor], keys: Sequence[Tensor]) -> list[Tensor]:
 def _attention_slices(queries: Tensor, keys: Tensor) -> Iterator[Tensor]:
     """softmax(q k^T / sqrt(d)) for slices of the queries: float32 [B, h, some, n]."""
     batch, heads, count, width = queries.shape
-    rows = max(1, _SLICE_BYTES // (4 * batch * heads * keys.shape[2]))
+    rows = max(1, _SLICE_BYTES // max(1, 4 * batch * heads * keys.shape[2]))
     turned = keys.transpose(2, 3)
     scaled = queries * width**-0.5
     for start in range(0, count, rows):
