@@ -304,7 +304,10 @@ def test_cli_encode_search_ground_info_agree_with_the_library(model: ef.Model, c
         (["encode", "CLIPS", "--model", "bundled", "--interleave", "-1"], "interleave must be 0 or more"),
         (["encode", "CLIPS", "--model", "bundled", "--fps", "0"], "fps must be"),
         (["encode", "CLIPS", "--model", "bundled", "--format", "xml"], "--format must be one of"),
-        (["encode", "CLIPS", "--model", "bundled", "--encoder", "none"], "--encoder must be reuse, residual or dense"),
+        (
+            ["encode", "CLIPS", "--model", "bundled", "--encoder", "none"],
+            "--encoder must be one of reuse, residual, dense",
+        ),
         (["encode", "CLIPS", "--model", "no/such/model"], "no/such/model"),
         (["encode", "CLIPS", "--model", "bundled", "--residual", "gone.safetensors"], "gone.safetensors"),
         (["encode", "EMPTY", "--model", "bundled"], "no video"),

@@ -620,7 +620,6 @@ def test_missing_parts_raise(umt: Callable[[str], VideoModel], made: Callable[[s
         (lambda model: model.match(TEXTS, torch.zeros(2, 5, 48)), "3 texts came with the tokens of 2 clips"),
         (lambda model: model.match(TEXTS, torch.zeros(3, 5, 47)), r"tokens must be \[clips, tokens, 48\]"),
         (lambda model: model.match(TEXTS, torch.zeros(3, 0, 48)), r"got \[3, 0, 48\]"),
-        (lambda model: model.encode_text(["cat", "?!"]), r"'\?!' has no letter or digit"),
         (lambda model: model.encode_text(["cat"], max_tokens=41), "between 3 and the model's 40, got 41"),
         (lambda model: model.encode_text(["cat"], max_tokens=2), "got 2"),
         (lambda model: model.encode_text([" "]), "blank"),

@@ -189,10 +189,7 @@ class UmtText(nn.Module):
         [n, L].
         """
         encoder: Any = self.text_encoder
-        cleaned = [clean_text(text) for text in texts]
-        for text, rest in zip(texts, cleaned, strict=True):
-            if not rest:
-                raise ValueError(f"the text {text!r} has no letter or digit; it needs at least one word")
+        cleaned = [clean_text(text) for text in texts]  # of a text of marks alone nothing is left, as with UMT's code
         if not 2 < max_tokens <= self.sizes.context:
             raise ValueError(f"max_tokens must be between 3 and the model's {self.sizes.context}, got {max_tokens}")
         ids, real = self.words(cleaned, max_tokens, encoder["embeddings"].LayerNorm.weight.device)

@@ -14,10 +14,13 @@ from everyframe.cli.encoder import parse_reduce
 from everyframe.cli.options import check_writable, given, set_threads
 
 if TYPE_CHECKING:
+    from everyframe.backbone import Model, VideoModel
     from everyframe.encoders.merging import ReducingEncoder
+    from everyframe.evaluation.frame_reader import FrameReader
     from everyframe.evaluation.outcome import Outcome
 
 METHODS = ("vidtldr", "tome", "none")
+FRAME_METHODS = ("mean", "tome", "tempme")
 _LISTED = 10
 
 ModelOption = Annotated[
@@ -29,6 +32,32 @@ FramesOption = Annotated[int | None, typer.Option("--frames", help="Frames of a 
 SizeOption = Annotated[int | None, typer.Option("--image-size", help="Side of the model's picture.")]
 TokenizerOption = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hub id of the text tokenizer.")]
 VideosOption = Annotated[Path, typer.Option("--videos", help="Folder that holds the videos, at any depth.")]
+VideoOrImageModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="VideoMAE folder or hub id, a weights file of UMT or ViFi-CLIP; or a CLIP folder, hub id, or what "
+        "everyframe finetune wrote.",
+    ),
+]
+AnyMethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="vidtldr, tome or none; of CLIP mean, tome or tempme. (default: what --reduce, --preset, --clips or a "
+        "fine-tuned folder say, else none or mean)",
+    ),
+]
+AnyPresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="A paper's schedule: umt-b/msrvtt-retrieval (vid-TLDR), msrvtt-b32 (TempMe)."),
+]
+FrameTokensOption = Annotated[int | None, typer.Option("--r", help="TempMe: tokens merged in a frame, per block.")]
+JoinOption = Annotated[
+    str | None, typer.Option("--clips", help="TempMe: clips joined at a block (from 0): 8:2,9:2,10:3; none.")
+]
+CrossOption = Annotated[int | None, typer.Option("--remove-cross", help="TempMe: percent merged between clips.")]
+IntraOption = Annotated[int | None, typer.Option("--remove-intra", help="TempMe: percent merged within a clip.")]
 MethodOption = Annotated[
     str | None,
     typer.Option("--method", help="vidtldr, tome or none. (default: vidtldr with --reduce or --preset, else none)"),
@@ -99,6 +128,8 @@ def make_reader(
             tokenizer=tokenizer,
         ),
     )
+    if preset is not None:
+        check_preset(preset, loaded)
     if schedule is not None:
         counts = schedule.of(len(loaded.vision.blocks))
     if name == "tome":
@@ -107,10 +138,142 @@ def make_reader(
     return VidTLDR(loaded, counts)
 
 
+def check_preset(preset: str, model: Model | VideoModel) -> None:
+    """Raise ValueError unless the preset is for a model of that size."""
+    from everyframe.backbone import VIDEO_ARCHITECTURES
+
+    name, config = preset.partition("/")[0], model.vision.config
+    meant = VIDEO_ARCHITECTURES[name]
+    patches = meant.frames * (meant.image_size // meant.patch_size) ** 2
+    if (config.depth, config.width, model.vision.num_patches) != (meant.depth, meant.width, patches):
+        raise ValueError(
+            f"--preset {preset} is for {name} with {meant.frames} frames ({meant.depth} blocks of width {meant.width}, "
+            f"{patches} tokens), but {model.name} has {config.depth} blocks of width {config.width} and "
+            f"{model.vision.num_patches} tokens; use --reduce"
+        )
+
+
+def reads_frames(model: str) -> bool:
+    """Whether a model reads single frames (everyframe.load) and not clips (load_video), by its config.json.
+
+    A weights file is one of UMT or ViFi-CLIP. Raises ModelError where there is no such model.
+    """
+    from everyframe.backbone.hub import find_folder
+
+    if Path(model).expanduser().is_file():
+        return False
+    folder = find_folder(model, config_only=True)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a folder with TempMe's adapters; or nothing, which loading explains
+        return (folder / "tempme.json").is_file()
+    return not isinstance(config, dict) or config.get("model_type") != "videomae"
+
+
+def is_tuned(model: str) -> bool:
+    """Whether a model is a folder that everyframe finetune wrote."""
+    return (Path(model).expanduser() / "tempme.json").is_file()
+
+
+def check_none(kind: str, options: dict[str, Any]) -> None:
+    """Raises ValueError where options are given that have no meaning with this kind of model."""
+    if options:
+        raise ValueError(f"--{next(iter(options)).replace('_', '-')} has no meaning with {kind}; leave it out")
+
+
+def make_frame_reader(
+    model: str,
+    *,
+    method: str | None,
+    reduce: str | None,
+    preset: str | None,
+    metric: str | None,
+    r: int | None,
+    clips: str | None,
+    remove_cross: int | None,
+    remove_intra: int | None,
+    frames: int | None,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+) -> FrameReader:
+    """An image model and how it reads videos. Raises ValueError for options that contradict each other."""
+    from everyframe.cli.finetune import make_schedule
+
+    tuned = is_tuned(model)
+    own = given(r=r, clips=clips, remove_cross=remove_cross, remove_intra=remove_intra)
+    joins = preset is not None or bool(own)
+    name = method or ("tempme" if joins or (tuned and reduce is None) else "mean" if reduce is None else "tome")
+    if name not in FRAME_METHODS:
+        raise ValueError(f"--method must be one of {', '.join(FRAME_METHODS)} for an image model, got {name!r}")
+    if joins and name != "tempme":
+        option = "--preset" if preset is not None else f"--{next(iter(own)).replace('_', '-')}"
+        raise ValueError(f"{option} belongs to --method tempme of an image model; --reduce says what {name} merges")
+    if (reduce is not None) != (name == "tome"):
+        raise ValueError(
+            "--method tome needs --reduce, the tokens that merge in each block, such as 2x12"
+            if name == "tome"
+            else f"--reduce belongs to --method tome of an image model, not to {name}"
+        )
+    if metric is not None and name != "tome":
+        raise ValueError("--metric belongs to --method tome")
+    if name == "tempme" and not joins and not tuned:
+        raise ValueError("--method tempme needs --preset, or --clips, or a folder that everyframe finetune wrote")
+    if joins and tuned:
+        raise ValueError(f"{model} has its own schedule; leave out --preset, --r, --clips and --remove-...")
+    from everyframe.evaluation.frame_reader import FRAMES, FrameReader
+
+    set_threads(threads)
+    encoder = _frame_encoder(
+        model, name, tuned, reduce, given(metric=metric), device, dtype,
+        make_schedule(preset, **{"r": None, "clips": None, "remove_cross": None, "remove_intra": None, **own}),
+    )  # fmt: skip
+    return FrameReader(encoder, frames=frames or (_tuned_frames(model) if tuned else None) or FRAMES)
+
+
+def _tuned_frames(folder: str) -> int | None:
+    """How many frames a fine-tuned model was fitted with; None where its facts do not tell."""
+    try:
+        facts = json.loads((Path(folder).expanduser() / "tempme.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # loading it says what is wrong
+        return None
+    frames = facts.get("recipe", {}).get("frames") if isinstance(facts, dict) else None
+    return frames if isinstance(frames, int) else None
+
+
+def _frame_encoder(
+    model: str,
+    name: str,
+    tuned: bool,
+    reduce: str | None,
+    options: dict[str, Any],
+    device: str | None,
+    dtype: str | None,
+    schedule: dict[str, Any],
+) -> Any:
+    from everyframe.backbone import load
+    from everyframe.encoders import DenseEncoder, TempMe, ToMe
+
+    if name == "tempme" and tuned:
+        from everyframe.training import load_tempme
+
+        if dtype not in (None, "float32"):
+            raise ValueError(f"--dtype {dtype} has no meaning with a fine-tuned folder, which is read in float32")
+        return load_tempme(model, device=device)
+    loaded = load(model, **given(device=device, dtype=dtype))
+    if name == "tempme":
+        return TempMe(loaded, **schedule)
+    if name == "tome":
+        return ToMe(loaded, parse_reduce(reduce or "").of(len(loaded.vision.blocks)), **options)
+    return DenseEncoder(loaded)
+
+
 def dataset_of(dataset: str | None, preset: str | None, kind: str, known: list[str]) -> str | None:
     """The dataset that is evaluated: as named, else the one a preset is for. Raises ValueError."""
     if preset is not None:
         task = preset.partition("/")[2]
+        if "/" not in preset and kind == "retrieval":  # TempMe's: msrvtt-b32
+            task = f"{preset.rpartition('-')[0]}-{kind}"
         if not task.endswith(f"-{kind}"):
             raise ValueError(f"--preset {preset} is no schedule for this task; its presets end with -{kind}")
         dataset = dataset or task.removesuffix(f"-{kind}")

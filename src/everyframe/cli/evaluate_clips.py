@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,27 +25,34 @@ AnnotationsOption = Annotated[Path, typer.Option("--annotations", help="Annotati
 
 @evaluate.command()
 def retrieval(
-    model: clips.ModelOption,
+    model: clips.VideoOrImageModelOption,
     annotations: AnnotationsOption,
     videos: clips.VideosOption,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="Sets UMT's text length and cut, and what is published: msrvtt, didemo, ..."),
+        typer.Option("--dataset", help="Sets text length, frames and cut, and what is published: msrvtt, didemo, ..."),
     ] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="Of the file; guessed by default.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Of a file that holds several.")] = "test",
-    only: Annotated[Path | None, typer.Option("--only", help="List of the split's videos, one a line.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Of a file that holds several; all.")] = "test",
+    only: Annotated[
+        Path | None, typer.Option("--only", help="List of the split's videos, one a line or in video_id.")
+    ] = None,
     paragraph: Annotated[
         bool | None, typer.Option("--paragraph/--no-paragraph", help="Join all texts of a video.")
     ] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", help="Only the first seconds of a video count.")] = None,
     rerank: Annotated[
-        int | None, typer.Option("--rerank", help="Candidates for the cross-encoder, 0 for none. (default: 128)")
+        int | None,
+        typer.Option("--rerank", help="Candidates for the cross-encoder, 0 for none. (default: 128, or 0)"),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Of a text. (default: the dataset's)")] = None,
-    method: clips.MethodOption = None,
+    method: clips.AnyMethodOption = None,
     reduce: clips.ReduceOption = None,
-    preset: clips.PresetOption = None,
+    preset: clips.AnyPresetOption = None,
+    r: clips.FrameTokensOption = None,
+    join: clips.JoinOption = None,
+    remove_cross: clips.CrossOption = None,
+    remove_intra: clips.IntraOption = None,
     metric: clips.MetricOption = None,
     heads: clips.HeadsOption = None,
     text_heads: clips.TextHeadsOption = None,
@@ -61,7 +68,10 @@ def retrieval(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Video-text retrieval: dual encoder, and UMT's cross-encoder on its best candidates."""
+    """Video-text retrieval: dual encoder, and UMT's cross-encoder on its best candidates.
+
+    A CLIP model reads --frames frames: their mean (default), ToMe within each, or TempMe over all of them.
+    """
     from everyframe.evaluation.annotations import BENCHMARKS, read_retrieval
 
     dataset = clips.dataset_of(dataset, preset, "retrieval", list(BENCHMARKS))
@@ -73,12 +83,26 @@ def retrieval(
     end = seconds if seconds is not None else usual.end_seconds if usual is not None else None
     if end is not None:
         items = dataclasses.replace(items, end_seconds=end)
-    reader = clips.make_reader(
-        model, method=method, reduce=reduce, preset=preset, metric=metric, device=device, dtype=dtype, threads=threads,
-        heads=heads, text_heads=text_heads, frames=frames, image_size=image_size, tokenizer=tokenizer,
-    )  # fmt: skip
-    if max_tokens is None and usual is not None and reader.model.family == "umt":
-        max_tokens = usual.max_tokens
+    options: dict[str, Any] = {
+        "method": method, "reduce": reduce, "preset": preset, "metric": metric, "device": device, "dtype": dtype,
+        "threads": threads,
+    }  # fmt: skip
+    of_tempme = given(r=r, clips=join, remove_cross=remove_cross, remove_intra=remove_intra)
+    of_video = given(heads=heads, text_heads=text_heads, image_size=image_size, tokenizer=tokenizer)
+    reader: Any
+    if clips.reads_frames(model):
+        clips.check_none("a CLIP model", of_video)
+        frames = frames or (usual.frames if usual is not None and not clips.is_tuned(model) else None)
+        every = dict.fromkeys(("r", "clips", "remove_cross", "remove_intra"))
+        reader = clips.make_frame_reader(model, frames=frames, **options, **{**every, **of_tempme})
+        words = None if usual is None else usual.words
+    else:
+        clips.check_none("a video model", of_tempme)
+        every = dict.fromkeys(("heads", "text_heads", "image_size", "tokenizer"))
+        reader = clips.make_reader(model, frames=frames, **options, **{**every, **of_video})
+        words = None if usual is None else usual.max_tokens
+    if max_tokens is None and reader.model.family in ("umt", "clip"):
+        max_tokens = words
     from everyframe.evaluation.retrieval import evaluate_retrieval
 
     with clips.ClipProgress(silent=as_json or quiet) as progress:

@@ -10,7 +10,7 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.clips import HeadsOption, SizeOption, TextHeadsOption, TokenizerOption
+from everyframe.cli.clips import HeadsOption, SizeOption, TextHeadsOption, TokenizerOption, check_preset
 from everyframe.cli.encoder import (
     MERGING,
     Choice,
@@ -173,25 +173,10 @@ def _merger(choice: Choice, model: Model | VideoModel, preset: str | None) -> Re
     counts: list[int | float] = [*usual_schedule(choice.name, model)]
     if preset is not None:
         counts = [*VidTLDR.preset(preset)]
-        _check_preset(preset, model)
+        check_preset(preset, model)
     elif choice.arguments:
         counts = choice.arguments["reduce"].of(model.vision.config.depth)
     return (ToMe if choice.name == "tome" else VidTLDR)(model, counts)
-
-
-def _check_preset(preset: str, model: Model | VideoModel) -> None:
-    """Raise ValueError unless the preset is for a model of that size."""
-    from everyframe.backbone import VIDEO_ARCHITECTURES
-
-    name, config = preset.partition("/")[0], model.vision.config
-    meant = VIDEO_ARCHITECTURES[name]
-    patches = meant.frames * (meant.image_size // meant.patch_size) ** 2
-    if (config.depth, config.width, model.vision.num_patches) != (meant.depth, meant.width, patches):
-        raise ValueError(
-            f"--preset {preset} is for {name} with {meant.frames} frames ({meant.depth} blocks of width {meant.width}, "
-            f"{patches} tokens), but {model.name} has {config.depth} blocks of width {config.width} and "
-            f"{model.vision.num_patches} tokens; use --reduce"
-        )
 
 
 def _sentence(facts: dict[str, Any]) -> str:

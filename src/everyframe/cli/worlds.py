@@ -24,8 +24,10 @@ from everyframe.cli.options import (
 @app.command()
 def synthesize(
     out: Annotated[Path, typer.Option("--out", help="Folder for the videos and annotations.")],
-    videos: Annotated[int, typer.Option("--videos", help="How many.")] = 8,
-    seconds: Annotated[float, typer.Option("--seconds", help="Length of each.")] = 60.0,
+    videos: Annotated[int | None, typer.Option("--videos", help="How many. (default: 8, of --sequences 128)")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Length of each. (default: 60, of --sequences 6.5)")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Everything follows from it.")] = 1,
     style: Annotated[
         str | None,
@@ -36,14 +38,55 @@ def synthesize(
         ),
     ] = None,
     codec: Annotated[str, typer.Option("--codec", help="Any video encoder of FFmpeg.")] = "libx264",
+    sequences: Annotated[
+        bool,
+        typer.Option("--sequences", help="Short videos that no single frame tells apart, for text-video retrieval."),
+    ] = False,
+    test: Annotated[
+        int | None, typer.Option("--test", help="Of --sequences: videos of the test split. (default: 56)")
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Render captioned videos of a procedural world, with annotations.jsonl (one line per event)."""
+    """Render captioned videos of a procedural world, with annotations.jsonl (one line per event).
+
+    --sequences: pairs of videos with the same frames in opposite order ("a red circle moves left", "... moves right"),
+    with train.json and test.json, whose objects differ.
+    """
+    if sequences:
+        _sequences(out, videos, test, seconds, seed, style, codec, quiet=quiet)
+        return
+    if test is not None:
+        raise ValueError("--test belongs to --sequences; other videos have no splits")
     from everyframe.synthetic import synthesize as render
 
-    for video in render(out, videos=videos, seconds=seconds, seed=seed, codec=codec, **given(style=style)):
+    options = given(videos=videos, seconds=seconds, style=style)
+    for video in render(out, seed=seed, codec=codec, **options):
         if not quiet:
             console.say(f"{out / video.name}.mp4: {video.style}, {len(video.events)} events")
+
+
+def _sequences(
+    out: Path,
+    videos: int | None,
+    test: int | None,
+    seconds: float | None,
+    seed: int,
+    style: str | None,
+    codec: str,
+    *,
+    quiet: bool,
+) -> None:
+    from everyframe.synthetic import synthesize_sequences
+
+    if style is not None:
+        raise ValueError("--style has no meaning with --sequences, whose camera stands still; leave it out")
+    if seconds is not None and not 0.25 <= seconds <= 600:
+        raise ValueError(f"--seconds must be from 0.25 to 600 with --sequences, got {seconds}")
+    frames = None if seconds is None else round(seconds * 12)
+    options = given(train=videos, test=test, num_frames=frames)
+    for video in synthesize_sequences(out, seed=seed, codec=codec, **options):
+        if not quiet:
+            console.say(f"{out / video.name}.mp4: {video.caption}")
 
 
 @app.command()

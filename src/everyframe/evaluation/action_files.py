@@ -77,6 +77,12 @@ def read_actions(path: str | os.PathLike[str], *, classes: str | os.PathLike[str
         pairs = [_line(raw, number, line, by_id, numbers) for number, line in raw.value]
     else:
         raise raw.wrong('must have lines of "path label" or be a JSON list of {id, template}')
+    if not pairs:
+        raise AnnotationError(f"{raw.path}: names no video")
+    seen: dict[str, int] = {}
+    for video, label in pairs:
+        if seen.setdefault(video, label) != label:
+            raise AnnotationError(f"{raw.path}: {video} has two labels; each video has one")
     return ActionSet(
         videos=tuple(video for video, _ in pairs),
         labels=tuple(label for _, label in pairs),

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from everyframe.evaluation.reading import AnnotationError, Raw, read_raw, table, text_of
+from everyframe.evaluation.reading import AnnotationError, Raw, read_raw, stem, table, text_of
+
+ALL = "all"
+"""In place of a split: the whole file."""
 
 Pair = tuple[Sequence[str], str]
 """The videos that a text describes (nearly always one), and the text."""
@@ -68,18 +71,22 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """How UMT evaluates a dataset: longest text in tokens, texts of a video joined or not, seconds that count."""
+    """How a dataset is evaluated: longest text in tokens (UMT), texts of a video joined or not, seconds that count."""
 
     max_tokens: int
     paragraph: bool = False
     end_seconds: float | None = None
+    frames: int = 12
+    """Of a video, where TempMe or a mean over frames reads it; a model that reads clips has its own number."""
+    words: int = 32
+    """Longest text in tokens beside them."""
 
 
 BENCHMARKS = {
     "msrvtt": Benchmark(max_tokens=32),
     "msvd": Benchmark(max_tokens=64),
-    "activitynet": Benchmark(max_tokens=150, paragraph=True),
-    "didemo": Benchmark(max_tokens=64, paragraph=True, end_seconds=30.0),
+    "activitynet": Benchmark(max_tokens=150, paragraph=True, frames=64, words=64),
+    "didemo": Benchmark(max_tokens=64, paragraph=True, end_seconds=30.0, frames=64, words=64),
     "lsmdc": Benchmark(max_tokens=96),
     "ssv2-label": Benchmark(max_tokens=25),
     "ssv2-template": Benchmark(max_tokens=25),
@@ -97,9 +104,11 @@ def read_retrieval(
     """Read the texts and videos of a retrieval benchmark.
 
     layout: one of `LAYOUTS`; guessed from the content where it can be. split: of files that hold several (MSR-VTT's
-    videodatainfo). paragraph: join all texts of a video into one query (the UMT files of ActivityNet and DiDeMo; their
-    original files are always joined). only: a list of video names, one a line, where the file holds more than the split
-    (MSVD's test_list.txt). A video that occurs again is the same video; equal texts stay separate queries.
+    videodatainfo), "all" for the whole file: the 9,000 training videos of 1k-A come from all three splits. paragraph:
+    join all texts of a video into one query (the UMT files of ActivityNet and DiDeMo; their original files are always
+    joined). only: a list of video names, one a line or in the column video_id, where the file holds more than the
+    split (MSVD's test_list.txt, MSRVTT_train.9k.csv). A video that occurs again is the same video; equal texts stay
+    separate queries.
 
     Raises AnnotationError, which names file and place, for a file that cannot be used or whose layout must be said.
     """
@@ -143,8 +152,13 @@ def guess_layout(raw: Raw) -> str:
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Video names from a list with one a line, or a JSON list."""
+    """Video names from a list with one a line, the column video_id of a table, or a JSON list."""
     raw = read_raw(path)
+    if "video_id" in _header(raw):
+        (_, header), *rows = table(raw)
+        if "video_id" in header:
+            column = header.index("video_id")
+            return [fields[column] for _, fields in rows if len(fields) > column]
     if raw.kind == "lines":
         return [line.strip() for _, line in raw.value]
     if raw.is_list and all(isinstance(item, str) for item in raw.value):
@@ -187,13 +201,13 @@ def _msrvtt_csv(raw: Raw, split: str) -> Iterator[Pair]:
 
 def _msrvtt_json(raw: Raw, split: str) -> Iterator[Pair]:
     splits = {entry["video_id"]: entry.get("split") for entry in raw.value["videos"]}
-    if split not in splits.values():
+    if split not in (*splits.values(), ALL):
         known = sorted({str(name) for name in splits.values()})
-        raise raw.wrong(f"has no split {split!r}; its splits are {', '.join(known)}")
+        raise raw.wrong(f"has no split {split!r}; its splits are {', '.join(known)}, or {ALL}")
     for number, entry in enumerate(raw.value["sentences"], 1):
         where = f"{raw.path} sentence {number}"
         video = text_of(entry, ("video_id",), where)
-        if splits.get(video) == split:
+        if split == ALL or splits.get(video) == split:
             yield [video], text_of(entry, ("caption",), where)
 
 
@@ -265,8 +279,8 @@ def _paragraphs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _restrict(pairs: list[Pair], names: list[str], source: str) -> list[Pair]:
-    wanted = {os.path.splitext(name)[0] for name in names} | set(names)
-    kept = [pair for pair in pairs if any(v in wanted or os.path.splitext(v)[0] in wanted for v in pair[0])]
+    wanted = {stem(name) for name in names}
+    kept = [pair for pair in pairs if any(stem(video) in wanted for video in pair[0])]
     if not kept:
         raise AnnotationError(f"{source}: names none of the videos of the annotations; check that they belong together")
     return kept

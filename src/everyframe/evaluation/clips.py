@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,14 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everyframe.evaluation.reading import AnnotationError
+from everyframe.evaluation.reading import AnnotationError, stem
 from everyframe.feature_files import FeaturesError, write_whole
 from everyframe.video import (
     VideoError,
     alternate_views,
     decode_ahead,
     middle_frames,
+    probe,
     sample_clip,
+    second_frames,
     spread_frames,
     strided_views,
 )
@@ -38,7 +42,10 @@ Found = dict[str, Tensor]
 
 
 class Reader(Protocol):
-    """A model with a way to read clips: `VidTLDR`, `ToMe`, ... of a video model."""
+    """A model with a way to read clips: `VidTLDR`, `ToMe`, ... of a video model, `FrameReader` of an image model.
+
+    tokens and pool are only asked for where a cross-encoder reads the tokens.
+    """
 
     model: Any
 
@@ -62,15 +69,15 @@ class Failure:
 class Sampling:
     """Which frames of a video, and which part of them, make the clips that a model sees.
 
-    kind: "middle" (UMT), "spread" (ViFi-CLIP), "strided" (VideoMAE on UCF101), "alternate" (VideoMAE on SSv2); see
-        `everyframe.video.clip`.
-    views: clips over time, of the last two. stride: frames from one to the next, of "strided".
+    kind: "middle" (UMT), "spread" (ViFi-CLIP), "seconds" (TempMe), "strided" (VideoMAE on UCF101), "alternate"
+        (VideoMAE on SSv2); see `everyframe.video.clip`.
+    views: clips over time, of the last two kinds. stride: frames from one to the next, of "strided".
     crops: squares side by side along the longer side, for each view; None leaves the framing to `model.preprocess`.
     crop_share: their side as a share of the shorter side.
     end_seconds: how much of the video counts, from its beginning.
     """
 
-    kind: Literal["middle", "spread", "strided", "alternate"] = "middle"
+    kind: Literal["middle", "spread", "seconds", "strided", "alternate"] = "middle"
     views: int = 1
     stride: int = 4
     crops: int | None = None
@@ -80,7 +87,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.views < 1 or (self.crops is not None and self.crops < 1):
             raise ValueError(f"views and crops must be at least 1, got {self.views} and {self.crops}")
-        if self.views > 1 and self.kind in ("middle", "spread"):
+        if self.views > 1 and self.kind in ("middle", "spread", "seconds"):
             raise ValueError(f"{self.kind!r} sampling makes one view of a video, got views={self.views}")
         if not 0 < self.crop_share <= 1:
             raise ValueError(f"crop_share must be in (0, 1], got {self.crop_share}")
@@ -90,8 +97,10 @@ class Sampling:
         if self.views * (self.crops or 1) > 1:
             raise ValueError(f"this task reads one clip per video, got {self.views} views of {self.crops or 1} crops")
 
-    def numbers(self, num_frames: int, count: int) -> list[int]:
-        """The frame numbers of all views, one after another."""
+    def numbers(self, num_frames: int, count: int, *, fps: float | None = None) -> list[int]:
+        """The frame numbers of all views, one after another. fps: of the video, which only "seconds" asks for."""
+        if self.kind == "seconds":
+            return second_frames(num_frames, count, fps=fps)
         if self.kind == "middle":
             return middle_frames(num_frames, count)
         if self.kind == "spread":
@@ -106,15 +115,22 @@ class Sampling:
         """The views of a video as the model takes them: float32 [views * crops, F, 3, S, S].
 
         Squares are cut before the picture is resized, not after it as in VideoMAE: the same but for rounding at the
-        edges. Raises VideoError.
+        edges. A video with fewer frames than the model takes shows some twice; where frames are spread over it
+        ("seconds"), that is a UserWarning. Raises VideoError.
         """
+        fps = probe(path).average_fps if self.kind == "seconds" else None
         clip = sample_clip(
             path,
             model.frames,
             end=self.end_seconds,
-            choose=self.numbers,
+            choose=partial(self.numbers, fps=fps),
             on_damage="skip" if keep_partial else "raise",
         )
+        if self.kind == "seconds" and clip.num_frames < model.frames:
+            warnings.warn(
+                f"{path}: shows {clip.num_frames} frames, fewer than the {model.frames} asked for: some are read twice",
+                stacklevel=2,
+            )
         views = np.split(clip.frames, len(clip.frames) // model.frames)
         return torch.stack([model.preprocess(crop) for view in views for crop in self._crops(view)])
 
@@ -165,12 +181,6 @@ class VideoFolder:
                     if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
                         self._by_stem.setdefault(stem(name), []).append(Path(place, name))
         return self._by_stem
-
-
-def stem(name: str) -> str:
-    """A file name without its extension, if that is a video's: LSMDC's names hold points of their own."""
-    base, suffix = os.path.splitext(name)
-    return base if suffix.lower() in VIDEO_SUFFIXES else name
 
 
 class Cache:

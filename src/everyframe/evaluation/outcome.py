@@ -8,7 +8,7 @@ from typing import Any
 
 from everyframe.cost import flops
 from everyframe.evaluation.clips import Failure, Reader
-from everyframe.evaluation.published import architecture_of, published
+from everyframe.evaluation.published import architecture_of, is_published_schedule, published
 from everyframe.version import package_version
 
 GFLOPS = "GFLOPs"
@@ -48,11 +48,16 @@ class Outcome:
         return next(iter(self.metrics))
 
     def published(self) -> dict[str, float]:
-        """The paper's numbers for this model, task and method; empty where it has none.
+        """The paper's numbers for this model, task and schedule; empty where it has none.
 
         Its retrieval is re-ranked, so that the dual encoder alone is compared in cost only.
         """
-        found = published(self.architecture, self.dataset and f"{self.dataset}-{self.task}", self.method)
+        task, reduce = f"{self.dataset}-{self.task}", self.settings.get("reader", {}).get("reduce", ())
+        if self.architecture is None or self.dataset is None or self.gflops is None:
+            return {}
+        if not is_published_schedule(self.architecture, task, self.method, reduce, self.gflops):
+            return {}
+        found = published(self.architecture, task, self.method)
         if self.task == "retrieval" and self.headline != "re-ranked":
             return {name: value for name, value in found.items() if name == GFLOPS}
         return found
@@ -93,15 +98,20 @@ class Outcome:
 
 
 def gflops_of(reader: Reader) -> float | None:
-    """Billions of multiply-accumulates of one clip, as the paper counts; None where the reader does not tell."""
+    """Billions of multiply-accumulates of one clip, as the paper counts; None where the reader does not tell.
+
+    vid-TLDR's paper leaves the attention out, TempMe's does not; a reader says which it stands for.
+    """
     if not hasattr(reader, "macs"):
         return None
-    return flops(reader).total / 1e9  # type: ignore[arg-type]
+    return flops(reader, rule=getattr(reader, "cost_rule", "paper")).total / 1e9  # type: ignore[arg-type]
 
 
 def method_of(reader: Reader) -> str:
     """Which column of the paper's tables a reader stands for: one that removes nothing is the base."""
     settings = reader.settings
+    if "frame_features" in settings:  # of an image model, which always has a way of its own
+        return str(settings["encoder"])
     return str(settings["encoder"]) if any(settings.get("reduce", ())) else "none"
 
 

@@ -10,7 +10,10 @@ Source: Choi et al., "vid-TLDR: Training Free Token Merging for Light-weight Vid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from everyframe.encoders.merging import PRESETS
 
 METHODS = ("none", "tome", "vidtldr")
 """The tables' columns Base, ToMe and Ours."""
@@ -140,8 +143,21 @@ def tasks_of(kind: str) -> list[str]:
 
 
 def architecture_of(model: Any) -> str | None:
-    """The name that the tables have for a video model's size, or None for a size they do not have."""
+    """The name that the tables have for a video model of that size, reading as many frames; None for any other."""
     config = model.vision.config
-    sizes = {("umt", 768): "umt-b", ("umt", 1024): "umt-l", ("videomae", 768): "videomae-b"}
-    sizes[("vifi-clip", 768)] = "vifi-clip-b16"
-    return sizes.get((model.family, config.width)) if config.depth in (12, 24) and config.patch_size == 16 else None
+    sizes = {
+        ("umt", 768, 12, 12): "umt-b",
+        ("umt", 1024, 24, 12): "umt-l",
+        ("videomae", 768, 12, 16): "videomae-b",
+        ("vifi-clip", 768, 12, 32): "vifi-clip-b16",
+    }
+    name = sizes.get((model.family, config.width, config.depth, model.frames))
+    return name if (config.patch_size, config.image_size) == (16, 224) else None
+
+
+def is_published_schedule(model: str, task: str, method: str, reduce: Sequence[int | float], gflops: float) -> bool:
+    """Does a run stand for the paper's row: by Table A's schedule, or by costing what the row costs, to 1 %?"""
+    if method == "vidtldr" and tuple(reduce) == PRESETS.get(f"{model}/{task}"):
+        return True
+    wanted = published(model, task, method).get("GFLOPs")
+    return wanted is not None and abs(gflops / wanted - 1) < 0.01

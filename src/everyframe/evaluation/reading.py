@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from everyframe.video.find import VIDEO_SUFFIXES
+
 
 class AnnotationError(ValueError):
     """An annotation file that is missing, broken or not of the expected layout; the message names file and place."""
@@ -153,3 +155,9 @@ def _plain_pickle(where: Path, data: bytes) -> Any:
                 f"{where}: is not a pickle of plain lists, dicts and texts ({error}); convert it to JSON"
             ) from error
     raise AnnotationError(f"{where}: holds text in an unknown encoding; convert it to JSON")
+
+
+def stem(name: str) -> str:
+    """A file name without its extension, if that is a video's: LSMDC's names hold points of their own."""
+    base, suffix = os.path.splitext(name)
+    return base if suffix.lower() in VIDEO_SUFFIXES else name

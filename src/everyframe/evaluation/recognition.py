@@ -113,7 +113,7 @@ def evaluate_base_to_novel(
     for name, items in (("base", base), ("novel", novel)):
         if items.classes is None:
             raise ValueError(f"{items.path}: the {name} classes have no names; pass their class file")
-        texts = model.encode_text([prompt.format(label) for label in items.classes]).float().cpu()
+        texts = model.encode_text([prompt.replace("{}", label) for label in items.classes]).float().cpu()
         left, found, lost = _read(
             reader, items, folder, sampling, compute, "features",
             cache=cache, keep_partial=keep_partial, progress=progress,

@@ -1,5 +1,7 @@
 """Video-text retrieval as UMT and vid-TLDR measure it: a dual encoder, then a cross-encoder on its best candidates.
 
+Also as TempMe measures it: the dual encoder alone, of a CLIP model that reads frames (`FrameReader`).
+
 T texts, V videos, D width of the joint space, n tokens of a clip, W their width
 """
 
@@ -30,6 +32,7 @@ from everyframe.evaluation.clips import (
     reader_settings,
 )
 from everyframe.evaluation.cuts import CutTexts
+from everyframe.evaluation.frame_reader import FrameReader
 from everyframe.evaluation.outcome import Outcome, check_some_left, facts_of
 from everyframe.tasks.ranking import UNRANKED, Retrieval, best_candidates, retrieval
 
@@ -45,7 +48,7 @@ def evaluate_retrieval(
     items: RetrievalSet,
     folder: str | os.PathLike[str],
     *,
-    rerank: int = RERANK,
+    rerank: int | None = None,
     max_tokens: int | None = None,
     sampling: Sampling | None = None,
     dataset: str | None = None,
@@ -57,20 +60,31 @@ def evaluate_retrieval(
 
     Dual encoder: cosines of video and text features. Re-ranked: of each video the `rerank` best texts and of each text
     the `rerank` best videos are scored by `model.match` on the reduced tokens, every other pair is below them all.
-    rerank=0 leaves it out, as dual-encoder models need. max_tokens: of a text, where the model lets one choose.
-    sampling: default the middle frames, within the seconds that the annotations say.
+    rerank=0 leaves it out, as dual-encoder models need; default 128, and 0 for an image model. max_tokens: of a text,
+    where the model lets one choose. sampling: default the reader's own, else the middle frames, within the seconds that
+    the annotations say.
 
     Videos that are missing or unreadable are left out together with texts that have no other video; the result says
     which. cache: a folder for features and tokens, so that a killed run goes on where it was.
 
     Raises ModelError where the model cannot do it, ValueError where no video is left.
     """
+    model = reader.model
+    if rerank is None:
+        rerank = 0 if isinstance(reader, FrameReader) else RERANK
     if rerank < 0:
         raise ValueError(f"rerank must be at least 0, got {rerank}; 0 reports the dual encoder alone")
-    sampling = sampling or Sampling(end_seconds=items.end_seconds)
+    if rerank and isinstance(reader, FrameReader):
+        raise ModelError(
+            f"{model.name} has no cross-encoder, so it cannot match texts; rerank 0 (--rerank 0) reports the dual "
+            "encoder alone"
+        )
+    kind = reader.sampling if isinstance(reader, FrameReader) else "middle"
+    sampling = sampling or Sampling(kind=kind, end_seconds=items.end_seconds)
     sampling.check_one_clip()
-    model = reader.model
     options: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+    if not isinstance(reader, FrameReader) and not hasattr(model, "frames"):
+        raise TypeError(f"{model.name} reads single frames; FrameReader(encoder, frames=12) makes it read videos")
     _check_text(model, items.texts[0], max_tokens)
     with TokenStore(cache) as store:
         kept, features, failures = _read(
@@ -107,18 +121,24 @@ def flat(result: Retrieval) -> dict[str, float]:
     """Both directions and their means as one dict, under the names of the paper's tables."""
     names: dict[str, float] = {}
     for way, one in (("T2V", result.t2v), ("V2T", result.v2t)):
-        names |= {f"{way} R@1": one.r1, f"{way} R@5": one.r5, f"{way} R@10": one.r10}
+        names |= {f"{way} R@1": one.r1, f"{way} R@5": one.r5, f"{way} R@10": one.r10, f"{way} R-Sum": one.r_sum}
         names |= {f"{way} MdR": one.median_rank, f"{way} MnR": one.mean_rank}
     return names | {"mean R@1": result.r1, "mean R@5": result.r5, "mean R@10": result.r10}
 
 
 class TokenStore:
-    """The tokens of many clips on disk, in the order they were added; the file goes when the block ends."""
+    """The tokens of many clips on disk, in the order they were added.
+
+    The file has no name where the system allows it, so that it goes with the process, however that ends.
+    """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        self._place = tempfile.TemporaryDirectory(prefix="everyframe-tokens-", dir=folder)
+        try:
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder}: {error.strerror or error}; choose another cache") from error
         self._rows: np.memmap[Any, Any] | None = None
         self._dtype: torch.dtype | None = None
         self._count = 0
@@ -130,15 +150,14 @@ class TokenStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._rows = None
-        self._place.cleanup()
+        self._file.close()
 
     def add(self, tokens: Tensor, most: int) -> None:
         """Append the tokens [n, W] of one clip, of `most` in all."""
         row = as_numpy(tokens)
         if self._rows is None:
             self._dtype = tokens.dtype
-            file = Path(self._place.name) / "tokens"
-            self._rows = np.memmap(file, dtype=row.dtype, mode="w+", shape=(most, *row.shape))
+            self._rows = np.memmap(self._file, dtype=row.dtype, mode="w+", shape=(most, *row.shape))
         self._rows[self._count] = row
         self._count += 1
 
@@ -165,8 +184,10 @@ def _read(
     failures: list[Failure] = []
 
     def compute(number: int, clips: Tensor) -> Found:
+        if store is None:
+            return {"feature": reader.encode(clips)[0]}
         tokens = reader.tokens(clips).tokens
-        return {"feature": reader.pool(tokens)[0]} | ({} if store is None else {"tokens": tokens[0]})
+        return {"feature": reader.pool(tokens)[0], "tokens": tokens[0]}
 
     for number, result in read_videos(reader, items.videos, folder, sampling, compute, names=names, **options):
         if isinstance(result, Failure):
@@ -216,8 +237,8 @@ def _rescored(
 
 def _check_text(model: Any, text: str, max_tokens: int | None) -> None:
     """Fail before the first video where there is no text tower, or where its texts cannot be limited."""
-    if max_tokens is not None and model.family != "umt":
-        raise ValueError(f"max_tokens has no meaning with {model.name}: only UMT's text side lets one choose")
+    if max_tokens is not None and model.family not in ("umt", "clip"):
+        raise ValueError(f"max_tokens has no meaning with {model.name}: only the texts of UMT and CLIP can be cut")
     with CutTexts().heard():
         model.encode_text([text], **({} if max_tokens is None else {"max_tokens": max_tokens}))
 

@@ -4,7 +4,8 @@ It exists because a test, a demo or an ablation needs videos whose content and e
 exactly. Objects (shape, colour, pattern, size) come and go in front of a textured background filmed by a
 camera that pans, zooms and shakes, under changing light, with occlusion, scene cuts and sensor noise.
 It says nothing about real footage except in one respect, which is measured per video: `moving_share`,
-how much of the picture changes between two samples.
+how much of the picture changes between two samples. `SequenceVideo` is of the same world: short videos that differ from
+their partner in the order of their frames alone.
 
     H, W pixels; t seconds; lengths of objects and camera paths are in frame heights.
 """
@@ -23,10 +24,12 @@ from everyframe.synthetic.scene import (
     Event,
     Style,
 )
+from everyframe.synthetic.sequences import CHANGES, SequenceVideo, synthesize_sequences
 from everyframe.synthetic.video import SyntheticVideo, moving_share
 
 __all__ = [
     "BACKGROUNDS",
+    "CHANGES",
     "COLOURS",
     "PATTERNS",
     "SHAPES",
@@ -36,8 +39,10 @@ __all__ = [
     "Camera",
     "Entity",
     "Event",
+    "SequenceVideo",
     "Style",
     "SyntheticVideo",
     "moving_share",
     "synthesize",
+    "synthesize_sequences",
 ]

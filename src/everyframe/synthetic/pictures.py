@@ -94,6 +94,41 @@ def pattern_share(pattern: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.zeros(np.broadcast_shapes(u.shape, v.shape))
 
 
+def paint_shape(
+    picture: np.ndarray,
+    centre: tuple[float, float],
+    radius: float,
+    *,
+    shape: str,
+    pattern: str,
+    colour: tuple[int, int, int],
+    tilt: float = 0.0,
+) -> None:
+    """Paint an object in place on a float32 picture [H, W, 3]; centre (x, y) and radius in pixels, tilt in radians.
+
+    The second tone of a pattern is a darker one of the same colour, or a lighter one where the colour is dark. What
+    lies outside the picture is left out, and below one pixel nothing is painted.
+    """
+    if radius < 1:
+        return
+    (centre_x, centre_y), (height, width) = centre, picture.shape[:2]
+    reach = 1.15 * radius
+    x0, x1 = max(int(centre_x - reach), 0), min(int(centre_x + reach) + 2, width)
+    y0, y1 = max(int(centre_y - reach), 0), min(int(centre_y + reach) + 2, height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    u = ((np.arange(x0, x1) + 0.5 - centre_x) / radius)[None, :]
+    v = ((np.arange(y0, y1) + 0.5 - centre_y) / radius)[:, None]
+    cos, sin = np.cos(tilt), np.sin(tilt)
+    u, v = cos * u + sin * v, cos * v - sin * u
+    alpha = np.clip(0.5 - distance(shape, u, v) * radius, 0, 1)[..., None]
+    main = np.array(colour, np.float32)
+    other = main * 0.42 if main.max() > 60 else main + 95
+    share = pattern_share(pattern, u, v)[..., None]
+    region = picture[y0:y1, x0:x1]
+    region += alpha.astype(np.float32) * (main + share.astype(np.float32) * (other - main) - region)
+
+
 def paint_oval(
     picture: np.ndarray, centre: tuple[float, float], radii: tuple[float, float], colour: np.ndarray
 ) -> None:

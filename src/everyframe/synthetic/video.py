@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from everyframe.synthetic.pictures import TEXTURE_SPAN, distance, lerp, paint_oval, pattern_share
+from everyframe.synthetic.pictures import TEXTURE_SPAN, lerp, paint_oval, paint_shape
 from everyframe.synthetic.scene import (
     COLOURS,
     SPLITS,
@@ -152,31 +152,20 @@ class SyntheticVideo:
 
     def _draw(self, picture: np.ndarray, actor: Actor, shot: Shot, t: float) -> None:
         zoom = self._zoom(shot, t)
-        radius = actor.radius * zoom * actor.scale(t) * self.height
-        if radius < 1:
-            return
         x, y = actor.position(t)
         if shot.turn:
             cos, sin = np.cos(shot.turn), np.sin(shot.turn)
             x, y = cos * x - sin * y, sin * x + cos * y
         dx, dy = self._jitter(shot, t)
-        centre_x = self.width / 2 + (x * zoom + dx) * self.height
-        centre_y = self.height / 2 + (y * zoom + dy) * self.height
-        reach = 1.15 * radius
-        x0, x1 = max(int(centre_x - reach), 0), min(int(centre_x + reach) + 2, self.width)
-        y0, y1 = max(int(centre_y - reach), 0), min(int(centre_y + reach) + 2, self.height)
-        if x0 >= x1 or y0 >= y1:
-            return
-        u = ((np.arange(x0, x1) + 0.5 - centre_x) / radius)[None, :]
-        v = ((np.arange(y0, y1) + 0.5 - centre_y) / radius)[:, None]
-        cos, sin = np.cos(actor.tilt), np.sin(actor.tilt)
-        u, v = cos * u + sin * v, cos * v - sin * u
-        alpha = np.clip(0.5 - distance(actor.entity.shape, u, v) * radius, 0, 1)[..., None]
-        main = np.array(COLOURS[actor.entity.colour], np.float32)
-        other = main * 0.42 if main.max() > 60 else main + 95
-        share = pattern_share(actor.entity.pattern, u, v)[..., None]
-        region = picture[y0:y1, x0:x1]
-        region += alpha.astype(np.float32) * (main + share.astype(np.float32) * (other - main) - region)
+        paint_shape(
+            picture,
+            (self.width / 2 + (x * zoom + dx) * self.height, self.height / 2 + (y * zoom + dy) * self.height),
+            actor.radius * zoom * actor.scale(t) * self.height,
+            shape=actor.entity.shape,
+            pattern=actor.entity.pattern,
+            colour=COLOURS[actor.entity.colour],
+            tilt=actor.tilt,
+        )
 
     def _draw_figure(self, picture: np.ndarray, figure: Figure, t: float) -> None:
         sway, nod = (depth * np.sin(2 * np.pi * rate * t + phase) for depth, rate, phase in (figure.sway, figure.nod))

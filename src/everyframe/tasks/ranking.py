@@ -32,6 +32,11 @@ class Ranking:
     median_rank: float
     mean_rank: float
 
+    @property
+    def r_sum(self) -> float:
+        """R@1 + R@5 + R@10, of 300: what TempMe is chosen and compared by."""
+        return self.r1 + self.r5 + self.r10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:

@@ -9,6 +9,7 @@ from everyframe.video.clip import (
     alternate_views,
     middle_frames,
     sample_clip,
+    second_frames,
     spread_frames,
     strided_views,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "probe",
     "sample_clip",
     "sample_frames",
+    "second_frames",
     "spread_frames",
     "strided_views",
     "write_image",

@@ -7,6 +7,7 @@ wanted when there are `num_frames` of them; those here follow the test-time samp
     spread_frames     ViFi-CLIP (and TSN): frame int((k + 0.5) * num_frames / count)
     strided_views     VideoMAE on UCF101 and Kinetics: `views` clips of every `stride`-th frame
     alternate_views   VideoMAE on SSv2: 2 clips that take turns in one uniform grid
+    second_frames     TempMe: `count` of the frames that lie a second apart, evenly
 
     n frames asked for, H, W pixels
 """
@@ -97,6 +98,23 @@ def alternate_views(num_frames: int, count: int, *, views: int = 2) -> list[list
         return [middles]
     both = sorted(middles + [int(part * k) for k in range(count)])
     return [both[0::2], both[1::2]]
+
+
+def second_frames(num_frames: int, count: int, *, fps: float | None) -> list[int]:
+    """TempMe's sampling: one frame a second (every round(fps)-th), and `count` of those, evenly from first to last.
+
+    A video with fewer than `count` such frames gives `count` of all its frames instead, evenly; some repeat where there
+    are not enough. fps: None, where it is not known, takes every frame for one of a second. All numbers are cut to
+    integers, as published.
+    """
+    _check_counts(num_frames, count)
+    if fps is not None and not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be finite and > 0, or None where it is not known, got {fps}")
+    seconds = np.arange(0, num_frames, 1 if fps is None else max(1, round(fps)))
+    if len(seconds) < count:
+        return np.linspace(0, num_frames - 1, count).astype(int).tolist()
+    chosen: list[int] = seconds[np.linspace(0, len(seconds) - 1, count).astype(int)].tolist()
+    return chosen
 
 
 def sample_clip(
