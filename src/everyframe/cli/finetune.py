@@ -79,6 +79,12 @@ def finetune(
     rate: Annotated[
         float | None, typer.Option("--lr", help="Peak learning rate. (default: 6e-4, full fine-tuning 1e-6)")
     ] = None,
+    positions_rate: Annotated[
+        float | None, typer.Option("--positions-rate", help="Of clip positions. (default: as --lr)")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Rows 1 and 2, 3 and 4, ... of --annotations meet in the same batch.")
+    ] = False,
     precision: Annotated[
         str | None, typer.Option("--precision", help="float32, or mixed: bfloat16 or float16. (default: float32)")
     ] = None,
@@ -109,7 +115,7 @@ def finetune(
     check_writable(out)
     schedule = make_schedule(preset, r, clips, remove_cross, remove_intra) | ({} if temporal else {"temporal": False})
     failures: list[str] = []
-    pairs = read_pairs(videos, annotations, layout, split, failures)
+    pairs = read_pairs(videos, annotations, layout, split, failures, together=together)
     others = None if validation is None else read_pairs(videos, validation, layout, validation_split, failures)
     first = os.environ.get("RANK", "0") == "0"
     if device in (None, "cuda"):
@@ -136,6 +142,8 @@ def finetune(
                 micro_batch=micro_batch,
                 epochs=epochs,
                 rate=rate,
+                positions_rate=positions_rate,
+                together=together,
                 precision=precision,
                 checkpointing=checkpointing,
                 augment=augment,
@@ -192,8 +200,12 @@ def parse_clips(text: str) -> dict[int, int]:
     return dict(entries)
 
 
-def read_pairs(videos: Path, file: Path, layout: str | None, split: str, failures: list[str]) -> list[Pair]:
+def read_pairs(
+    videos: Path, file: Path, layout: str | None, split: str, failures: list[str], *, together: bool = False
+) -> list[Pair]:
     """The captioned videos of a file; what is not in the folder goes to `failures`, once per video.
+
+    together: the first two belong together, and so on; with one that is not there its partner is left out too.
 
     An official retrieval file is recognised by its content; anything else must be a table of video and caption.
     """
@@ -201,6 +213,7 @@ def read_pairs(videos: Path, file: Path, layout: str | None, split: str, failure
     from everyframe.evaluation.clips import VideoFolder
     from everyframe.evaluation.reading import AnnotationError, read_raw
     from everyframe.training import Pair
+    from everyframe.training.pairs import whole_couples
     from everyframe.training.tables import read_table
 
     folder = VideoFolder(videos)
@@ -223,4 +236,7 @@ def read_pairs(videos: Path, file: Path, layout: str | None, split: str, failure
     paths = {name: folder.find(name) for name in dict.fromkeys(row[0] for row in rows)}
     missing = [name for name, path in paths.items() if path is None]
     failures += [f"{name or 'a row without a video'}: is not in {videos}" for name in missing]
-    return [Pair(path, text, low, high) for name, text, low, high in rows if (path := paths[name]) is not None]
+    pairs = [
+        Pair(path, text, low, high) if (path := paths[name]) is not None else None for name, text, low, high in rows
+    ]
+    return whole_couples(pairs, failures.append) if together else [pair for pair in pairs if pair is not None]

@@ -91,7 +91,8 @@ def scored_attention(
             scores += mean[:, 0]
         output[:, :, rows] = attention.to(values.dtype) @ weighted
         if masses is not None:  # softmax(l + log m) = softmax(l) m / sum(softmax(l) m)
-            output[:, :, rows] /= (attention @ masses[:, None, :, None]).to(values.dtype)
+            whole = (attention.flatten(1, 2) @ masses[:, :, None]).view(*attention.shape[:3], 1)
+            output[:, :, rows] /= whole.to(values.dtype)
         start = rows.stop
     return output, scores
 

@@ -31,7 +31,7 @@ from everyframe.training.finetune_recipe import FineTuned, FinetuneRecipe, learn
 from everyframe.training.finetune_validation import Scores, Validation
 from everyframe.training.finetune_writing import fitted, write_encoder
 from everyframe.training.folder import RunFolder
-from everyframe.training.pairs import FrameStore, Pair, Pairs, hold_out, token_ids, usable_pairs
+from everyframe.training.pairs import FrameStore, Pair, Pairs, hold_out, shuffled, token_ids, usable_pairs
 from everyframe.training.ranks import Ranks
 
 _FORMAT = 1  # of what follows from a seed: the split, the order, the first weights
@@ -71,11 +71,12 @@ def finetune(
     ranks = Ranks(model.device)
     try:
         failed = list(failures)
-        own = usable_pairs(pairs, failed.append)
+        together = bool(options.get("together"))
+        own = usable_pairs(pairs, failed.append, together=together)
         others = None if validation is None else usable_pairs(validation, failed.append)
         if others is None:
             seed = options.get("seed")
-            own, others = hold_out(own, FinetuneRecipe.seed if seed is None else seed)
+            own, others = hold_out(own, FinetuneRecipe.seed if seed is None else seed, together=together)
         recipe = FinetuneRecipe.for_data(model, len(own), ranks.count, **options)
         run = _Run(model, Pairs(own), Pairs(others), folder, recipe, failed, fresh, say, ranks)
         try:
@@ -114,14 +115,19 @@ class _Run:
             self.parameters[f"positions.{layer}"] = positions.requires_grad_(True)
         if recipe.checkpointing and self.model.text is not None:
             recompute(self.model.text)
+        groups, self.peaks = [{"params": list(self.parameters.values())}], [recipe.rate]
+        if recipe.positions_rate is not None:
+            groups = [{"params": list(own.values())} for own in (self.tuning.parameters, self.encoder.positions)]
+            self.peaks.append(recipe.positions_rate)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=recipe.rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=recipe.weight_decay
+            groups, lr=recipe.rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=recipe.weight_decay
         )
         # Gradients in float16 underflow without a scale; this finds one and skips the steps that overflow.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=recipe.precision == "float16")
         self.ids, cut = token_ids(self.model, pairs.captions, recipe.words)
         identity = recipe.identity() | {
             "format": _FORMAT,
+            "together": recipe.together or None,  # missing from checkpoints that are older than it
             "model": model.weights_sha256,
             "pairs": pairs.fingerprint,
             "validation": validation.fingerprint,
@@ -182,11 +188,10 @@ class _Run:
     # --- one step ------------------------------------------------------------------------------------------
 
     def rows(self, step: int) -> list[tuple[int, int]]:
-        """This process's pairs of a step, each with its epoch. Every epoch is a permutation; what is left over after
-        its last whole batch is dropped.
-        """
+        """This process's pairs of a step, each with its epoch: a permutation, less what does not fill a batch."""
         epoch, place = divmod(step, self.recipe.steps_per_epoch)
-        order = np.random.default_rng([self.recipe.seed, 41, epoch]).permutation(len(self.pairs))
+        rng = np.random.default_rng([self.recipe.seed, 41, epoch])
+        order = shuffled(len(self.pairs), rng, together=self.recipe.together)
         own = self.ranks.part(self.recipe.batch)
         first = place * self.recipe.batch
         return [(int(pair), epoch) for pair in order[first + own.start : first + own.stop]]
@@ -194,8 +199,8 @@ class _Run:
     def batch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
         """uint8 [b, F, 3, S, S], token ids [b, L] and names of this process's pairs.
 
-        A pair whose video cannot be read is replaced by another, chosen from the seed. Raises TrainingError where
-        nothing can be read.
+        A pair whose video cannot be read is replaced by another, chosen from the seed, without that one's partner.
+        Raises TrainingError where nothing can be read.
         """
         wanted = self.rows(step)
         found: dict[int, np.ndarray] = {}
@@ -271,8 +276,8 @@ class _Run:
         if step + 1 < self.recipe.steps:
             self.store.prefetch(int(self.pairs.of[pair]) for pair, _ in self.rows(step + 1))
         loss = self.gradient(frames, ids)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.recipe)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = learning_rate(step, self.recipe, peak)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
         if not math.isfinite(loss) or not (self.scaler.is_enabled() or bool(norm.isfinite())):

@@ -29,6 +29,10 @@ class FinetuneRecipe:
     the steps and falls as half a cosine to 0. clip: largest norm of the gradient. precision: "float32", or "bfloat16"
     or "float16" for mixed precision. steps_per_epoch: whole batches of an epoch. report_every: steps between
     validations and checkpoints, which every epoch ends with too.
+    together: pairs 2k and 2k + 1 of the data always meet in one batch, as each other's hard negatives: an epoch is a
+    permutation of couples, not of pairs. The paper has no such thing. batch is even then.
+    positions_rate: peak learning rate of the clip positions, with the same schedule and decay; None for that of the
+    rest, as in the paper.
     augment: change frames by RandAugment (`training.augment`), as the authors' code does; their paper does not say so.
     micro_batch: pairs per backward pass; checkpointing: compute activations twice instead of keeping them. Both
     change memory and time, not the result.
@@ -50,6 +54,8 @@ class FinetuneRecipe:
     precision: str = "float32"
     checkpointing: bool = False
     augment: bool = False
+    together: bool = False
+    positions_rate: float | None = None
     seed: int = 42
     report_every: int = 150
 
@@ -67,9 +73,17 @@ class FinetuneRecipe:
             raise ValueError(f"words must be at least 3, with the tokens that begin and end a text, got {self.words}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
-        for name in ("rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        for name in ("rate", "clip", "positions_rate"):
+            value = getattr(self, name)
+            if not (name == "positions_rate" and value is None) and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.together not in (False, True):
+            raise ValueError(f"together must be True or False, got {self.together!r}")
+        if self.together and self.batch % 2:
+            raise ValueError(
+                f"together needs an even batch, got {self.batch}: two pairs that belong together would be parted; use "
+                f"{self.batch + 1} or {self.batch - 1}"
+            )
         if not (0 <= self.warm_up <= 1 and 0 <= self.weight_decay < math.inf):
             raise ValueError(
                 f"warm_up must be in [0, 1] and weight_decay at least 0, got {self.warm_up} and {self.weight_decay}"
@@ -79,6 +93,11 @@ class FinetuneRecipe:
             raise ValueError(
                 f"schedule must hold r and clips, and may hold {', '.join(sorted(_SCHEDULE - {'r', 'clips'}))}, as "
                 f"TempMe takes them, got {self.schedule}"
+            )
+        if self.positions_rate is not None and not (self.schedule["clips"] and self.schedule.get("temporal", True)):
+            raise ValueError(
+                f"positions_rate is that of clip positions, got {self.positions_rate}, but there are none, as the "
+                f"schedule joins no clips ({self.schedule}): leave it out, or say where clips are joined"
             )
 
     @property
@@ -91,7 +110,7 @@ class FinetuneRecipe:
         """The paper's recipe for so many pairs on so many processes.
 
         batch: 128. Of fewer than 4 times as many pairs, the largest power of two that is no more than a quarter of
-            them, but at least 4. In any case a multiple of the number of processes.
+            them, but at least 4. In any case a multiple of the number of processes, and even with together=True.
         frames: 12, or as many as the schedule joins. words: 32, with 64 frames 64.
         micro_batch: 8 on a CPU, 32 elsewhere. rate: `adapters.RATES`.
         """
@@ -108,7 +127,8 @@ class FinetuneRecipe:
         options = {name: value for name, value in given.items() if value is not None}
         if "batch" not in options:
             batch = 128 if num_pairs >= 512 else 2 ** int(math.log2(max(num_pairs // 4, 4)))
-            options["batch"] = max(batch // processes, 1) * processes
+            unit = math.lcm(processes, 2) if options.get("together") else processes
+            options["batch"] = max(batch // unit, 1) * unit
         if num_pairs < options["batch"]:
             raise TrainingError(
                 f"{num_pairs} captioned videos do not fill one batch of {options['batch']}: give more, or a smaller "
@@ -141,9 +161,9 @@ class FineTuned:
     failures: list[str]
 
 
-def learning_rate(step: int, recipe: FinetuneRecipe) -> float:
-    """Of a step, counted from 0: a line up from 0, then half a cosine down to 0."""
-    warm = int(recipe.warm_up * recipe.steps)
+def learning_rate(step: int, recipe: FinetuneRecipe, peak: float | None = None) -> float:
+    """Of a step, counted from 0: a line up from 0 to the peak (default `recipe.rate`), then half a cosine down to 0."""
+    warm, peak = int(recipe.warm_up * recipe.steps), recipe.rate if peak is None else peak
     if step < warm:
-        return recipe.rate * step / warm
-    return recipe.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+        return peak * step / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))

@@ -24,7 +24,7 @@ from torch import Tensor
 from everyframe.backbone import Model
 from everyframe.backbone.text import Tokenizer
 from everyframe.training.errors import TrainingError
-from everyframe.video import VideoError, probe, sample_clip
+from everyframe.video import VideoError, probe, sample_clip, second_frames
 
 _MISSING, _READY, _FAILED = 0, 1, 2
 _LAYOUT = 1  # of the arrays on disk, and which frames are taken; files of another one are made anew
@@ -82,12 +82,16 @@ class Pairs:
         return digest.hexdigest()[:16]
 
 
-def usable_pairs(pairs: Iterable[Pair | tuple[str | Path, str]], on_failure: Callable[[str], None]) -> list[Pair]:
+def usable_pairs(
+    pairs: Iterable[Pair | tuple[str | Path, str]], on_failure: Callable[[str], None], *, together: bool = False
+) -> list[Pair]:
     """The pairs that have a caption and a video that is there; `on_failure` is told of the others.
 
-    Raises TypeError for what is neither a Pair nor (video, caption).
+    together: pairs 2k and 2k + 1 make a couple, which is kept whole or not at all.
+
+    Raises TypeError for what is neither a Pair nor (video, caption), TrainingError for couples of an odd number.
     """
-    kept: list[Pair] = []
+    kept: list[Pair | None] = []
     there: dict[str, bool] = {}
     for number, given in enumerate(pairs):
         pair = given if isinstance(given, Pair) else _as_pair(given, number)
@@ -96,12 +100,34 @@ def usable_pairs(pairs: Iterable[Pair | tuple[str | Path, str]], on_failure: Cal
             there[video] = os.path.exists(video)
             if not there[video]:
                 on_failure(f"{video}: no such file")
-        if not there[video]:
-            continue
-        if not pair.caption.strip():
+        usable = there[video]
+        if usable and not pair.caption.strip():
             on_failure(f"{video}: has an empty caption")
+            usable = False
+        kept.append(pair if usable else None)
+    if not together:
+        return [pair for pair in kept if pair is not None]
+    if len(kept) % 2:
+        raise TrainingError(
+            f"together (--together) needs an even number of captioned videos, as every two that follow each other make "
+            f"a couple, got {len(kept)}: add the partner that is missing, or leave the option out"
+        )
+    return whole_couples(kept, on_failure)
+
+
+def whole_couples(pairs: Sequence[Pair | None], on_failure: Callable[[str], None]) -> list[Pair]:
+    """The pairs whose partner, 2k of 2k + 1 and the other way round, is not None; `on_failure` is told of the others.
+
+    The last of an odd number has no partner and stays.
+    """
+    kept: list[Pair] = []
+    for number, pair in enumerate(pairs):
+        if pair is None:
             continue
-        kept.append(pair)
+        if number ^ 1 < len(pairs) and pairs[number ^ 1] is None:
+            on_failure(f"{pair.video}: {pair.caption!r} is left out, as the other of its couple cannot be used")
+        else:
+            kept.append(pair)
     return kept
 
 
@@ -111,11 +137,13 @@ def _as_pair(given: Any, number: int) -> Pair:
     raise TypeError(f"pairs[{number}] must be (video, caption) or a Pair, got {given!r}")
 
 
-def hold_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+def hold_out(pairs: Sequence[Pair], seed: int, *, together: bool = False) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and pairs to validate with; no video is in both.
 
     A twentieth of the videos is held out with all captions: at least 8, of fewer than 32 a quarter; at most 1000.
-    Raises TrainingError for fewer than 4 videos, ValueError for a negative seed.
+    together: pairs 2k and 2k + 1 are on the same side, next to each other as they were; a few more videos may be held
+    out then. Raises TrainingError for fewer than 4 videos and where couples leave nothing to train on, ValueError for
+    a negative seed.
     """
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
@@ -126,25 +154,38 @@ def hold_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
             "or captioned videos to validate with (validation, --validation)"
         )
     count = min(max(2, round(_HELD_OUT * len(videos)), min(8, len(videos) // 4)), _MOST_HELD_OUT)
-    order = np.random.default_rng([seed, 31]).permutation(len(videos))
-    held = {videos[number] for number in order[:count]}
+    groups = _inseparable(pairs if together else (), videos)
+    held: set[str] = set()
+    for number in np.random.default_rng([seed, 31]).permutation(len(groups)):
+        if len(held) < count:
+            held.update(groups[number])
+    if len(held) == len(videos):
+        raise TrainingError(
+            f"couples tie all {len(videos)} videos to each other, so none can be held out: give captioned videos to "
+            "validate with (validation, --validation)"
+        )
     return (
         [pair for pair in pairs if str(pair.video) not in held],
         [pair for pair in pairs if str(pair.video) in held],
     )
 
 
-def spread_seconds(num_frames: int, count: int, fps: float | None) -> list[int]:
-    """The frames that TempMe takes: one per second, and `count` of those, evenly; `count` numbers in 0..num_frames-1.
+def _inseparable(coupled: Sequence[Pair], videos: Sequence[str]) -> list[list[str]]:
+    """The videos in groups that couples 2k, 2k + 1 tie together; one of its own for each video that is in none."""
+    group_of = {video: [video] for video in videos}
+    for one, other in zip(coupled[::2], coupled[1::2], strict=False):
+        mine, theirs = group_of[str(one.video)], group_of[str(other.video)]
+        if mine is not theirs:
+            mine += theirs
+            group_of |= dict.fromkeys(theirs, mine)
+    return list({id(group): group for group in group_of.values()}.values())
 
-    A video with fewer than `count` such frames gives `count` of all its frames instead, evenly, some of them more
-    than once where there are not enough. Without a known rate every frame counts as one of a second.
-    """
-    step = max(1, round(fps)) if fps else 1
-    seconds = np.arange(0, num_frames, step)
-    if len(seconds) >= count:
-        return seconds[np.linspace(0, len(seconds) - 1, count).astype(int)].tolist()
-    return np.linspace(0, num_frames - 1, count).astype(int).tolist()
+
+def shuffled(count: int, rng: np.random.Generator, *, together: bool = False) -> np.ndarray:
+    """int64 [count] 0..count-1 in a random order. together: 2k is always followed by 2k + 1; count is even then."""
+    if not together:
+        return rng.permutation(count)
+    return (2 * rng.permutation(count // 2)[:, None] + np.arange(2)).ravel()
 
 
 def token_ids(model: Model, captions: Sequence[str], longest: int) -> tuple[Tensor, int]:
@@ -252,7 +293,7 @@ class FrameStore:
             self._frames,
             start=segment.start,
             end=segment.end,
-            choose=lambda num_frames, count: spread_seconds(num_frames, count, fps),
+            choose=lambda num_frames, count: second_frames(num_frames, count, fps=fps),
         )
         packed = self._model.pack(self._model.preprocess(clip.frames).cpu())
         return packed.numpy(), clip.num_frames < self._frames
