@@ -37,9 +37,9 @@ from everyframe.training.export import clip_state
 from everyframe.training.finetune import _Run
 from everyframe.training.finetune_recipe import learning_rate
 from everyframe.training.finetune_validation import Scores, Validation
-from everyframe.training.pairs import FrameStore, Pairs, Segment, hold_out, spread_seconds, token_ids
+from everyframe.training.pairs import FrameStore, Pairs, Segment, hold_out, shuffled, token_ids, usable_pairs
 from everyframe.training.ranks import Ranks
-from everyframe.video import sample_frames, write_video
+from everyframe.video import sample_frames, second_frames, write_video
 
 SCHEDULE = {"r": 1, "clips": {1: 2, 2: 2}, "remove_cross": 30, "remove_intra": 10}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "white": (240, 240, 240)}
@@ -301,6 +301,61 @@ def test_every_epoch_is_a_permutation_shared_out(model: Model, pairs: list[Pair]
     run.close()
 
 
+def test_couples_meet_in_every_batch(model: Model, pairs: list[Pair], tmp_path: Path) -> None:
+    run = make_run(model, pairs, tmp_path, batch=6, together=True)
+    whole = [[pair for pair, _ in run.rows(step)] for step in range(6)]
+    for rows in whole:
+        assert {pair ^ 1 for pair in rows} == set(rows) and len(set(rows)) == 6
+    epochs = [[pair for rows in whole[first : first + 3] for pair in rows] for first in (0, 3)]
+    assert all(len(set(epoch)) == 18 for epoch in epochs) and epochs[0] != epochs[1]
+    run.ranks.count = 2  # of 3 pairs each: a couple may be shared out, but it is in the batch
+    parts = []
+    for run.ranks.rank in (0, 1):
+        parts.append([[pair for pair, _ in run.rows(step)] for step in range(6)])
+    assert whole == [one + two for one, two in zip(*parts, strict=True)]
+    run.ranks.count, run.ranks.rank = 1, 0
+    run.close()
+    again = make_run(model, pairs, tmp_path / "again", batch=6, together=True)
+    other = make_run(model, pairs, tmp_path / "other", batch=6, together=True, seed=1)
+    apart = make_run(model, pairs, tmp_path / "apart", batch=6)
+    assert [[pair for pair, _ in again.rows(step)] for step in range(6)] == whole
+    assert [[pair for pair, _ in other.rows(step)] for step in range(6)] != whole
+    assert any({pair ^ 1 for pair, _ in rows} != {pair for pair, _ in rows} for rows in map(apart.rows, range(6)))
+    for made in (again, other, apart):
+        made.close()
+
+
+@pytest.mark.parametrize("count", [2, 8, 31 * 2])
+def test_couples_are_shuffled_whole_and_all_orders_occur(count: int) -> None:
+    order = shuffled(count, np.random.default_rng(0), together=True)
+    assert sorted(order) == list(range(count)) and (order[1::2] == order[::2] + 1).all() and not (order[::2] % 2).any()
+    firsts = {int(shuffled(count, np.random.default_rng(seed), together=True)[0]) for seed in range(40 * count)}
+    assert firsts == set(range(0, count, 2))
+
+
+def test_clip_positions_have_a_rate_of_their_own(model: Model, pairs: list[Pair], tmp_path: Path) -> None:
+    """Rates by the formula over 10 steps, 2 of them warm-up; then one step against AdamW written out."""
+    run = make_run(model, pairs, tmp_path, positions_rate=0.3, warm_up=0.2, clip=0.1)
+    assert [len(group["params"]) for group in run.optimizer.param_groups] == [len(run.parameters) - 2, 2]
+    assert run.recipe.steps == 10
+    for step, share in ((0, 0.0), (1, 0.5), (2, 1.0), (6, 0.5), (8, (1 - math.sqrt(0.5)) / 2)):
+        before = {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
+        run.optimizer.state.clear()
+        run.update(step)
+        rates = [group["lr"] for group in run.optimizer.param_groups]
+        assert rates == pytest.approx([1e-2 * share, 0.3 * share], abs=1e-12)
+        for name, parameter in run.parameters.items():
+            rate = (0.3 if name.startswith("positions.") else 1e-2) * share
+            gradient = parameter.grad  # cut already; the first step of AdamW divides it by its own size
+            assert gradient is not None and (gradient.any() or name.split(".")[-3] == "lora_A")
+            expected = before[name] * (1 - rate * 0.2) - rate * gradient / (gradient.abs() + 1e-6)
+            torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=1e-4)
+    run.close()
+    plain = make_run(model, pairs, tmp_path / "plain")
+    assert len(plain.optimizer.param_groups) == 1
+    plain.close()
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_gives_nearly_the_same(model: Model, pairs: list[Pair], tmp_path: Path, precision: str) -> None:
     losses = []
@@ -330,7 +385,7 @@ def test_mixed_precision_gives_nearly_the_same(model: Model, pairs: list[Pair], 
     ],
 )
 def test_frames_are_taken_as_published(num_frames: int, count: int, fps: float | None, expected: list[int]) -> None:
-    assert spread_seconds(num_frames, count, fps) == expected
+    assert second_frames(num_frames, count, fps=fps) == expected
 
 
 def test_the_store_keeps_what_the_model_sees(model: Model, videos: Path, tmp_path: Path) -> None:
@@ -435,6 +490,45 @@ def test_whole_videos_are_held_out(videos: int, held: int) -> None:
 def test_too_few_videos_to_hold_some_out() -> None:
     with pytest.raises(TrainingError, match=r"3 videos are too few to hold some out: give at least 4, or captioned"):
         hold_out([Pair(f"v{number}", "a") for number in range(3)], 0)
+
+
+def test_couples_are_held_out_whole() -> None:
+    pairs = [Pair(f"v{number}", f"{number}") for number in range(60)] + [Pair("v0", "again"), Pair("v9", "again")]
+    training, others = hold_out(pairs, 7, together=True)
+    assert 8 <= len({pair.video for pair in others}) <= 11 and len(training) + len(others) == len(pairs)
+    assert not {pair.video for pair in training} & {pair.video for pair in others}
+    couples = set(zip(pairs[::2], pairs[1::2], strict=True))
+    for side in (training, others):
+        assert set(zip(side[::2], side[1::2], strict=True)) <= couples
+    parted = hold_out(pairs, 7)[1]  # or this could not fail
+    assert not set(zip(parted[::2], parted[1::2], strict=False)) <= couples
+    chain = [Pair(f"v{number}", "a") for number in (0, 1, 1, 2, 2, 3, 3, 4)]
+    with pytest.raises(TrainingError, match="couples tie all 5 videos to each other, so none can be held out: give"):
+        hold_out(chain, 0, together=True)
+
+
+def test_a_pair_that_cannot_be_used_takes_its_partner_along(videos: Path, tmp_path: Path) -> None:
+    names = ["v0", "v1", "gone", "v2", "v3", "v4", "v5", "v6"]
+    given = [Pair(videos / f"{name}.mp4", "" if name == "v4" else f"of {name}") for name in names]
+    failed: list[str] = []
+    kept = usable_pairs(given, failed.append, together=True)
+    assert [pair.caption for pair in kept] == ["of v0", "of v1", "of v5", "of v6"]
+    assert [re.sub(r".*/", "", line) for line in failed] == [
+        "gone.mp4: no such file",
+        "v4.mp4: has an empty caption",
+        "v2.mp4: 'of v2' is left out, as the other of its couple cannot be used",
+        "v3.mp4: 'of v3' is left out, as the other of its couple cannot be used",
+    ]
+    assert len(usable_pairs(given, failed.append)) == 6
+    with pytest.raises(TrainingError, match=r"needs an even number of captioned videos, .*, got 7: add the partner"):
+        usable_pairs(given[:7], failed.append, together=True)
+    table, missing = tmp_path / "train.csv", []
+    table.write_text("\n".join(["video,caption", *(f"{name},of {name}" for name in names)]))
+    found = read_pairs(videos, table, None, "train", missing, together=True)
+    assert [pair.caption for pair in found] == ["of v0", "of v1", "of v3", "of v4", "of v5", "of v6"]
+    assert len(missing) == 2 and missing[1].endswith(
+        "v2.mp4: 'of v2' is left out, as the other of its couple cannot be used"
+    )
 
 
 def test_validation_counts_ranks_of_what_can_be_read() -> None:
@@ -588,6 +682,15 @@ def test_bad_options_are_one_sentence(model: Model, pairs: list[Pair], tmp_path:
         ({"schedule": {"r": 1}}, "schedule must hold r and clips, and may hold proportional, remove_cross"),
         ({"rate": 0.0}, "rate must be a positive number, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"together": True, "batch": 5}, "together needs an even batch, got 5: .*; use 6 or 4"),
+        ({"together": 2}, "together must be True or False, got 2"),
+        ({"positions_rate": 0.0}, "positions_rate must be a positive number, got 0"),
+        ({"positions_rate": math.nan}, "positions_rate must be a positive number, got nan"),
+        (
+            {"positions_rate": 1e-3, "schedule": {"r": 1, "clips": {}}},
+            r"got 0\.001, but there are none, as the schedule",
+        ),
+        ({"positions_rate": 1e-3, "schedule": SCHEDULE | {"temporal": False}}, "schedule joins no clips .*: leave it"),
         ({"words": 2}, "words must be at least 3"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -617,6 +720,7 @@ def test_defaults_follow_paper_data_and_schedule(model: Model) -> None:
     long = FinetuneRecipe.for_data(model, 9000, 1, schedule=TempMe.preset("didemo-b32"))
     assert (long.frames, long.words) == (64, 64)
     assert FinetuneRecipe.for_data(model, 100, 1).batch == 16 and FinetuneRecipe.for_data(model, 100, 3).batch == 15
+    assert FinetuneRecipe.for_data(model, 100, 3, together=True).batch == 12
 
 
 # --- killed, resumed, several processes ------------------------------------------------------------------
@@ -635,10 +739,13 @@ def forks() -> Any:
     return context
 
 
-def test_a_killed_run_ends_with_the_same_bits(model: Model, pairs: list[Pair], tmp_path: Path, forks: Any) -> None:
+@pytest.mark.parametrize("more", [{}, {"together": True, "positions_rate": 0.1}], ids=["plain", "couples"])
+def test_a_killed_run_ends_with_the_same_bits(
+    model: Model, pairs: list[Pair], tmp_path: Path, forks: Any, more: dict[str, Any]
+) -> None:
     from safetensors.torch import load_file
 
-    options = options_for(epochs=12, batch=4, micro_batch=2)
+    options = options_for(epochs=12, batch=4, micro_batch=2, **more)
     finetune(model, pairs, tmp_path / "whole", **options)
     log, codes = tmp_path / "killed" / "log.csv", []
     for lines, delay in ((3, 0.0), (6, 0.02)):
@@ -773,11 +880,11 @@ def test_the_command_fits_names_what_is_missing_and_exits_1(
     (tmp_path / "videos" / "v9.mp4").write_bytes(b"no video")
     table = tmp_path / "train.csv"
     rows = [f"{Path(pair.video).stem},{pair.caption}" for pair in pairs]
-    table.write_text("\n".join(["video,caption", *rows, "nowhere,a cat", "v1,"]))
+    table.write_text("\n".join(["video,caption", *rows, "nowhere,a cat", "v2,a dog", "v1,", "v3,a dog"]))
     arguments = ["finetune", "--videos", tmp_path / "videos", "--annotations", table, "--model", model.folder]
     (tmp_path / "val.csv").write_text("\n".join(["video,caption", *rows[:6]]))
     arguments += ["--validation", tmp_path / "val.csv", "--out", tmp_path / "out", "--merge", 1, "--clips", "1:2,2:2"]
-    arguments += ["--epochs", 2, "--batch", 4]
+    arguments += ["--epochs", 2, "--batch", 4, "--together", "--positions-rate", 0.02]
     result = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu", "--json"])
     assert result.exit_code == 1, result.output
     assert result.stdout, repr(result.exception)
@@ -785,7 +892,9 @@ def test_the_command_fits_names_what_is_missing_and_exits_1(
     assert facts["fitted"]["lora"] == 2 * 3 * 8 * (32 + 96) and facts["recipe"]["frames"] == 4
     text = "\n".join(facts["failures"])
     assert "nowhere: is not in" in text and "v9.mp4" in text and "v1.mp4: has an empty caption" in text
-    assert len(facts["failures"]) == 3
+    assert all(f"{name}.mp4: 'a dog' is left out, as the other of its couple" in text for name in ("v2", "v3"))
+    assert len(facts["failures"]) == 5 and facts["data"]["captions"] == len(pairs)
+    assert facts["recipe"]["together"] is True and facts["recipe"]["positions_rate"] == 0.02
     assert load_tempme(tmp_path / "out").schedule.clips == {1: 2, 2: 2}
 
 
