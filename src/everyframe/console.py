@@ -33,7 +33,7 @@ def show(table: Table) -> None:
     _out.print(table)
 
 
-class _Bar:
+class Bar:
     """A progress bar on standard error while the block runs; none if `silent`."""
 
     def __init__(self, *columns: ProgressColumn, silent: bool) -> None:
@@ -51,7 +51,7 @@ class _Bar:
             self._progress.stop()
 
 
-class BatchProgress(_Bar):
+class BatchProgress(Bar):
     """A progress bar over seconds of video, with frames/s, x realtime and the time left; shows nothing if `silent`."""
 
     def __init__(self, forecast: Forecast | None, *, silent: bool) -> None:
@@ -106,7 +106,7 @@ class BatchProgress(_Bar):
         )
 
 
-class StepProgress(_Bar):
+class StepProgress(Bar):
     """A progress bar over training steps with the latest loss and the time left; shows nothing if `silent`."""
 
     def __init__(self, *, silent: bool) -> None:

@@ -135,11 +135,7 @@ def sequence_macs(
     pooling = 2 * last * width if not video and fine.pooling == "attention" and rule == "all" else 0
     parts["attention"] = float(sum(2 * count**2 * width for count in attended) + pooling)
     if matching is not None:
-        reduced = [count for count, after in steps if after < count]
-        sources = [(count + 1) // 2 - (protected + 1) // 2 for count in reduced]
-        destinations = [count // 2 - protected // 2 for count in reduced]
-        pairs = sum(some * others for some, others in zip(sources, destinations, strict=True))
-        parts["matching"] = float(pairs * matching)
+        parts["matching"] = float(sum(_pairs(count, protected) for count, after in steps if after < count) * matching)
     if rule == "vid-tldr":
         around = 5 * counts[0] * width * int(not video and fine.pre_norm)
         if video:

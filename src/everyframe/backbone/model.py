@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from everyframe.backbone.preprocess import Preprocess
 from everyframe.backbone.text import TextTransformer, Tokenizer, check_texts
 from everyframe.backbone.vit import VisionTransformer
 
+M = TypeVar("M", bound=nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TEXT_BATCH = 256
 
@@ -159,11 +161,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: s
         weights_sha256=hub.sha256(files),
         folder=folder,
     )
-    try:
-        return model.to(torch_device)
-    except (RuntimeError, AssertionError) as error:  # torch knows the device, this machine or this build does not
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the model cannot be put on device {str(torch_device)!r} ({reason}); use 'cpu'") from error
+    return put_on(model, torch_device)
 
 
 def _build(
@@ -186,6 +184,15 @@ def _build(
     if text is not None:
         weights.fill(text, weights.text_rules(text.config), of_text, dtype, source)
     return vision, text, {key: float(value.float().reshape(-1)[0]) for key, value in scalars.items()}
+
+
+def put_on(model: M, device: torch.device) -> M:
+    """The model on a device. Raises ValueError where this machine has none such."""
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch knows the device, this machine or this build does not
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the model cannot be put on device {str(device)!r} ({reason}); use 'cpu'") from error
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -14,7 +14,7 @@ from everyframe.backbone import hub, weights
 from everyframe.backbone.bert import UmtText, load_umt_text
 from everyframe.backbone.families import read_videomae
 from everyframe.backbone.hub import ModelError
-from everyframe.backbone.model import parse_device, parse_dtype
+from everyframe.backbone.model import parse_device, parse_dtype, put_on
 from everyframe.backbone.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from everyframe.backbone.presets import ARCHITECTURES
 from everyframe.backbone.text import check_texts
@@ -201,11 +201,7 @@ def load_video(
         model = _load_file(file, torch_dtype, tokenizer, given)
     else:
         model = _load_videomae(name, torch_dtype, given | {"tokenizer": tokenizer})
-    try:
-        return model.to(torch_device)
-    except (RuntimeError, AssertionError) as error:  # torch knows the device, this machine or this build does not
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the model cannot be put on device {str(torch_device)!r} ({reason}); use 'cpu'") from error
+    return put_on(model, torch_device)
 
 
 def video_skeleton(name: str, frames: int | None = None) -> VideoModel:

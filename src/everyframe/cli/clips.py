@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -291,7 +290,7 @@ def check_out(out: Path | None) -> None:
     check_writable(out.parent)
 
 
-class ClipProgress(console._Bar):
+class ClipProgress(console.Bar):
     """A progress bar over videos, then over what follows; shows nothing if `silent`."""
 
     def __init__(self, *, silent: bool) -> None:
@@ -314,9 +313,9 @@ def finish(result: Outcome, out: Path | None, *, as_json: bool, quiet: bool) -> 
     """Write and print a result; exit with 1 where videos were left out."""
     record = result.as_dict()
     if out is not None:
-        part = out.with_name(f".{out.name}.part")
-        part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, out)
+        from everyframe.feature_files import write_whole
+
+        write_whole([(out, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())], out)
     if as_json:
         print(json.dumps(record, indent=1, allow_nan=False))
     elif not quiet:

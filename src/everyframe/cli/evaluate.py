@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,9 +93,10 @@ def synthetic(
 
 def _save(ablation: Ablation, out: Path) -> None:
     """After every set, so that a killed run loses one set at most; whole or not at all."""
-    part = out / "ablation.json.part"
-    part.write_text(json.dumps(ablation.as_dict(), indent=1) + "\n", encoding="utf-8")
-    os.replace(part, out / "ablation.json")
+    from everyframe.feature_files import write_whole
+
+    file = out / "ablation.json"
+    write_whole([(file, (json.dumps(ablation.as_dict(), indent=1) + "\n").encode())], file)
 
 
 def _show(record: dict[str, Any]) -> None:

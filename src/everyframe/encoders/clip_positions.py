@@ -35,12 +35,16 @@ def read_positions(file: str | Path) -> dict[int, Tensor]:
     return dict(sorted(found.items()))
 
 
+def named_positions(positions: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Clip positions as their file holds them, in float32."""
+    return {f"positions.{block}": rows.detach().float().cpu().contiguous() for block, rows in positions.items()}
+
+
 def write_positions(file: str | Path, positions: Mapping[int, Tensor]) -> None:
     """Write what `read_positions` reads, in float32."""
     from safetensors.torch import save_file
 
-    named = {f"positions.{block}": rows.detach().float().cpu().contiguous() for block, rows in positions.items()}
-    save_file(named, str(file), {"format": "pt"})
+    save_file(named_positions(positions), str(file), {"format": "pt"})
 
 
 def hash_positions(positions: Mapping[int, Tensor]) -> str:

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,16 +136,9 @@ class ReducingEncoder:
         [V, n, W] (n over all frames), masses float32 [V, n] and sources int64 [V, N]. Raises ValueError for other
         shapes.
         """
-        frames = self._sequences(pixels)
-        # A batch of nothing goes through as one batch, so that its result has every dtype and shape.
-        batches = self._batches(frames) if len(frames) else [frames]
-        parts = [self._run(part.to(self.model.device, self.model.dtype)) for part in batches]
-        found = Tokens(
-            torch.cat([part.tokens for part in parts]),
-            torch.cat([part.all_masses() for part in parts]),
-            torch.cat([cast(Tensor, part.sources) for part in parts]),
-        )
-        return self._joined(found) if self.reads_clips and self._frame_wise else found
+        batches = self._batches(self._sequences(pixels))  # of nothing one empty batch, so that the result has its shape
+        found = Tokens.stacked([self._run(part.to(self.model.device, self.model.dtype)) for part in batches])
+        return found.side_by_side(self.group_size) if self.reads_clips and self._frame_wise else found
 
     @torch.no_grad()
     def pool(self, tokens: Tensor, masses: Tensor | None = None) -> Tensor:
@@ -173,11 +166,8 @@ class ReducingEncoder:
         interchangeable; neither is used. Raises ValueError for other shapes.
         """
         self._sequences(pixels)
-        features = [
-            self.pool(found.tokens, found.masses)
-            for found in (self.tokens(part) for part in pixels.split(self.batch_size))
-        ]
-        return torch.cat(features) if features else torch.empty(0, self.dim, device=self.model.device)
+        parts = (self.tokens(part) for part in pixels.split(self.batch_size))
+        return torch.cat([self.pool(found.tokens, found.masses) for found in parts])
 
     @torch.no_grad()
     def encode_planned(self, pixels: Tensor, plan: Plan) -> Tensor:
@@ -194,9 +184,7 @@ class ReducingEncoder:
     def _run(self, pixels: Tensor) -> Tokens:
         """One batch of sequences through the model, with the final norm."""
         vision = self.model.vision
-        start = vision.start(pixels)
-        places = torch.arange(start.shape[1], device=start.device).expand(len(start), -1)
-        state = Tokens(start, None, places)
+        state = Tokens.traced(vision.start(pixels))
         state = run_blocks(vision.blocks, state, self.counts, self._reducer, protected=self.protected)
         return state.with_tokens(vision.finish(state.tokens))
 
@@ -224,18 +212,6 @@ class ReducingEncoder:
     def _batches(self, sequences: Tensor) -> Sequence[Tensor]:
         size = self.batch_size * (self.group_size if self._frame_wise and self.reads_clips else 1)
         return sequences.split(size)
-
-    def _joined(self, found: Tokens) -> Tokens:
-        """Tokens per frame as tokens per clip: [V * F, n, W] -> [V, F * n, W], with the sources counted on."""
-        frames, left = self.group_size, self.counts[-1]
-        offsets = torch.arange(frames, device=found.tokens.device).repeat(len(found.tokens) // frames)[:, None] * left
-        sources = cast(Tensor, found.sources)
-        sources = torch.where(sources < 0, -1, sources + offsets)
-        return Tokens(
-            found.tokens.reshape(-1, frames * left, found.tokens.shape[2]),
-            found.all_masses().reshape(-1, frames * left),
-            sources.reshape(-1, frames * sources.shape[1]),
-        )
 
     def _sequence_macs(self, rule: Rule) -> dict[str, float]:
         return sequence_macs(

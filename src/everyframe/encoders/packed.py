@@ -126,9 +126,7 @@ def packed_features(model: Model, pixels: Tensor, plan: Plan) -> Tensor:
 def _embed(model: Model, pixels: Tensor, layout: _Layout) -> Tensor:
     """Tokens before the first block, packed: [M, W]."""
     vision = model.vision
-    full = vision.embed(vision.patchify(pixels[layout.full]).to(model.device, model.dtype))
-    if vision.num_prefix:
-        full = torch.cat((vision.prefix(len(full)), full), dim=1)
+    full = vision.with_prefix(vision.embed(vision.patchify(pixels[layout.full]).to(model.device, model.dtype)))
     x = full.new_empty(layout.rows, full.shape[2])
     x[: full.shape[0] * full.shape[1]] = full.flatten(0, 1)
     if layout.reduced:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,8 +74,7 @@ class Pruning(ReducingEncoder):
             x = x + block.output(F.scaled_dot_product_attention(queries, keys, values))
             x = x + block.feed(x)
         flows = rollout(*zip(*seen, strict=True))
-        places = torch.arange(start.shape[1], device=start.device).expand(len(start), -1)
-        state = Tokens(start, None, places)
+        state = Tokens.traced(start)
         for block, flow, (before, after) in zip(vision.blocks, flows, pairwise(self.counts), strict=True):
             state = state.with_tokens(state.tokens + block.attend(state.tokens))
             if before > after:

@@ -212,12 +212,8 @@ class TempMe:
         self._check_pixels(pixels)
         if not len(pixels):
             raise ValueError("pixels must hold at least one video to take tokens of, got none")
-        parts = [self._of_videos(self._run(part, trace=True), len(part)) for part in pixels.split(self.batch_size)]
-        return Tokens(
-            torch.cat([part.tokens for part in parts]),
-            torch.cat([part.all_masses() for part in parts]),
-            torch.cat([cast(Tensor, part.sources) for part in parts]),
-        )
+        found = Tokens.stacked([self._run(part, trace=True) for part in pixels.split(self.batch_size)])
+        return found.side_by_side(len(found.tokens) // len(pixels))
 
     def save_positions(self, file: str | Path) -> None:
         """Write the clip positions so that `positions=file` reads them. Raises ValueError where there are none."""
@@ -235,9 +231,8 @@ class TempMe:
             start = vision.start(pixels).unflatten(1, (pixels.shape[1], -1)).flatten(0, 1)
         else:
             start = vision.start(pixels.flatten(0, 1))
-        # Counted, not taken from the model's sizes: training may have added tokens to every frame.
-        places = torch.arange(start.shape[1], device=start.device).expand(len(start), -1) if trace else None
-        state = Tokens(start, None, places)
+        # Traced by count, not by the model's sizes: training may have added tokens to every frame.
+        state = Tokens.traced(start) if trace else Tokens(start)
         for number, block in enumerate(vision.blocks):
             if checkpoint:
                 state = recomputed(self._block, number, block, state, use_reentrant=False)
@@ -291,16 +286,6 @@ class TempMe:
         else:
             features = vision.summarise(state.tokens, state.mass_bias())
         return F.normalize(features.float(), dim=1)
-
-    def _of_videos(self, state: Tokens, videos: int) -> Tokens:
-        """Tokens of clips as tokens of videos: [V * S, n, W] -> [V, S * n, W], with the sources counted on."""
-        clips, count = len(state.tokens) // videos, state.tokens.shape[1]
-        offsets = count * torch.arange(clips, device=state.tokens.device)[:, None]
-        return Tokens(
-            state.tokens.unflatten(0, (videos, clips)).flatten(1, 2),
-            state.all_masses().unflatten(0, (videos, clips)).flatten(1, 2),
-            (cast(Tensor, state.sources).unflatten(0, (videos, clips)) + offsets).flatten(1, 2),
-        )
 
     # --- checks ----------------------------------------------------------------------------------------------
 

@@ -33,6 +33,33 @@ class Tokens:
     masses: Tensor | None = None
     sources: Tensor | None = None
 
+    @classmethod
+    def traced(cls, tokens: Tensor) -> Tokens:
+        """The tokens before the first block, each its own origin."""
+        return cls(tokens, None, torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Batches of traced tokens as one."""
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.all_masses() for part in parts]),
+            torch.cat([part.sources for part in parts if part.sources is not None]),
+        )
+
+    def side_by_side(self, group: int) -> Tokens:
+        """Every `group` sequences as one, with the sources counted on: [V * g, n, W] -> [V, g * n, W]."""
+        offsets = self.tokens.shape[1] * torch.arange(group, device=self.tokens.device)[:, None]
+        sources = self.sources
+        if sources is not None:
+            sources = sources.unflatten(0, (-1, group))
+            sources = torch.where(sources < 0, -1, sources + offsets).flatten(1, 2)
+        return Tokens(
+            self.tokens.unflatten(0, (-1, group)).flatten(1, 2),
+            self.all_masses().unflatten(0, (-1, group)).flatten(1, 2),
+            sources,
+        )
+
     def mass_bias(self) -> Tensor | None:
         """log m for the logits of attention, one per key: [B, 1, 1, n] in the tokens' dtype (equation 7)."""
         if self.masses is None:

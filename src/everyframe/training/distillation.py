@@ -402,14 +402,8 @@ class _Run:
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if there is one."""
-        state = self.folder.held or {"step": 0}
-        steps = self.ranks.gather(torch.tensor([state["step"]], device=self.model.device)).tolist()
-        if len(set(steps)) > 1:
-            raise TrainingError(
-                f"the processes found checkpoints of different steps ({', '.join(map(str, steps))}) in "
-                f"{self.folder.path}: --out must be a folder that all nodes share"
-            )
-        if self.folder.held is None:
+        state = self.folder.shared(self.ranks, self.model.device)
+        if state is None:
             return
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -22,7 +22,8 @@ from everyframe.backbone import Model, ModelError, load
 from everyframe.backbone.hub import TOKENIZER_FILES, sha256, weights_files
 from everyframe.backbone.weights import Rule, clip_vision_rules, text_rules
 from everyframe.encoders import TempMe
-from everyframe.encoders.tempme import read_positions
+from everyframe.encoders.clip_positions import named_positions, read_positions
+from everyframe.feature_files import write_whole
 from everyframe.training.adapters import Tuning
 from everyframe.training.errors import TrainingError
 
@@ -83,11 +84,10 @@ def save_tempme(
     else:
         base = {"base": os.path.abspath(model.name) if os.path.isdir(model.name) else model.name}
         facts = {**facts, **base, "base_sha256": model.weights_sha256, "size": tuning.size}
-        _whole(folder / ADAPTERS, save(tuning.state(), {"format": "pt"}))
-    named = {f"positions.{layer}": tensor.detach().float().cpu().contiguous() for layer, tensor in positions.items()}
-    _whole(folder / POSITIONS, save(named, {"format": "pt"}))
+        _write(folder / ADAPTERS, save(tuning.state(), {"format": "pt"}))
+    _write(folder / POSITIONS, save(named_positions(positions), {"format": "pt"}))
     settings = {"schedule": schedule, "tune": tuning.how, **facts}
-    _whole(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+    _write(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def load_tempme(folder: str | Path, *, model: Model | None = None, device: str | None = None) -> TempMe:
@@ -139,16 +139,13 @@ def _save_clip(model: Model, folder: Path) -> None:
     config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     config |= {"dtype": "float32", "architectures": ["CLIPModel"], "model_type": "clip"}
-    _whole(folder / WEIGHTS, save(clip_state(model), {"format": "pt"}))
+    _write(folder / WEIGHTS, save(clip_state(model), {"format": "pt"}))
     for name in _BESIDE:
         if (model.folder / name).is_file() and model.folder.resolve() != folder.resolve():
             shutil.copyfile(model.folder / name, folder / name)
     # Last: a folder with it is a model.
-    _whole(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    _write(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
-def _whole(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
+def _write(file: Path, content: bytes) -> None:
+    write_whole([(file, content)], file)

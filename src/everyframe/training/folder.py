@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from everyframe.training.errors import TrainingError
+from everyframe.training.ranks import Ranks
 
 CHECKPOINT, LOG, FAILURES = "checkpoint.pt", "log.csv", "failures.txt"
 
@@ -30,6 +31,17 @@ class RunFolder:
         self.held = self._read_checkpoint()
         self._failures = set(self.failures())
         self._said = 0
+
+    def shared(self, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
+        """What is held, once all processes have found the same. Raises TrainingError where they have not."""
+        step = 0 if self.held is None else self.held["step"]
+        steps = ranks.gather(torch.tensor([step], device=device)).tolist()
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the processes found checkpoints of different steps ({', '.join(map(str, steps))}) in {self.path}: "
+                "--out must be a folder that all nodes share"
+            )
+        return self.held
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint: whole or not at all."""

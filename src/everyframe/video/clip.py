@@ -29,7 +29,7 @@ from everyframe.video.errors import VideoError
 from everyframe.video.images import ImageFolder, is_folder
 from everyframe.video.opening import Input, Source, packets_of, source_name
 from everyframe.video.picture import Converter
-from everyframe.video.sample import _Plan, _range, _rate
+from everyframe.video.sample import Timing, exact_rate, time_range
 
 Choose = Callable[[int, int], Sequence[int]]
 """(num_frames, count) -> frame numbers, each in 0..num_frames-1, in any order, repeats allowed."""
@@ -145,9 +145,9 @@ def sample_clip(
         raise ValueError(f"count must be at least 1, got {count}")
     if on_damage not in ("raise", "skip"):
         raise ValueError(f'on_damage must be "raise" or "skip", got {on_damage!r}')
-    plan = _Plan(None, *_range(source, start, end))
+    plan = Timing(None, *time_range(source, start, end))
     if is_folder(source):
-        rate = _rate("image_fps", image_fps) or Fraction(1)
+        rate = exact_rate("image_fps", image_fps) or Fraction(1)
         folder = ImageFolder(os.fspath(source), rate=rate, on_damage=on_damage)  # type: ignore[arg-type]
         shown = sum(plan.holds(number * folder.unit) for number in range(folder.info.num_frames_from_content or 0))
         clip = _pick(folder, plan, choose, count, shown)
@@ -178,7 +178,7 @@ def _settled(clip: Clip | int, name: str) -> Clip:
     raise VideoError(f"{name}: gives another number of frames each time it is read; copy or convert it first")
 
 
-def _pick(frames: Decoder | ImageFolder, plan: _Plan, choose: Choose, count: int, shown: int) -> Clip | int:
+def _pick(frames: Decoder | ImageFolder, plan: Timing, choose: Choose, count: int, shown: int) -> Clip | int:
     """The clip if there are `shown` frames, else how many there are."""
     numbers = _chosen(choose, shown, count)
     wanted = set(numbers)
@@ -230,7 +230,7 @@ def _chosen(choose: Choose, shown: int, count: int) -> list[int]:
     return numbers
 
 
-def _count_packets(opened: Input, plan: _Plan) -> int:
+def _count_packets(opened: Input, plan: Timing) -> int:
     """How many frames the packets promise; a wrong answer costs a second pass, nothing else."""
     zero, base = opened.zero(), opened.time_base
     shown = 0

@@ -48,7 +48,7 @@ class SampledVideo(Iterator[Sample]):
     complete when the iteration is.
     """
 
-    def __init__(self, frames: Decoder | ImageFolder, plan: _Plan, meter: MotionMeter | None):
+    def __init__(self, frames: Decoder | ImageFolder, plan: Timing, meter: MotionMeter | None):
         self.info: VideoInfo = frames.info
         self.num_frames_decoded = 0
         self.last_end_seconds = 0.0
@@ -150,7 +150,9 @@ class SampledVideo(Iterator[Sample]):
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Timing:
+    """Which times of a video are asked for, in seconds: at a rate (None: every frame), within [start, end)."""
+
     fps: Fraction | None
     start: Fraction
     end: Fraction | None
@@ -163,7 +165,7 @@ class _Plan:
 class _Targets:
     """Walks the target times start + k / fps, in exact arithmetic, as the frames go by."""
 
-    def __init__(self, plan: _Plan, unit: Fraction):
+    def __init__(self, plan: Timing, unit: Fraction):
         self._plan = plan
         self._unit = unit
         self._next = 0
@@ -255,14 +257,14 @@ def sample_frames(
     Raises: VideoError when the file is missing, empty, not a video, without picture, damaged, or for a bad
     range; ValueError for an fps that is not above 0.
     """
-    plan = _Plan(_rate("fps", fps), *_range(source, start, end))
+    plan = Timing(exact_rate("fps", fps), *time_range(source, start, end))
     if on_damage not in ("raise", "skip"):
         raise ValueError(f'on_damage must be "raise" or "skip", got {on_damage!r}')
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     frames: Decoder | ImageFolder
     if is_folder(source):
-        rate = _rate("image_fps", image_fps) or plan.fps or Fraction(1)
+        rate = exact_rate("image_fps", image_fps) or plan.fps or Fraction(1)
         frames = ImageFolder(os.fspath(source), rate=rate, on_damage=on_damage)  # type: ignore[arg-type]
     else:
         opened = Input(source, threads=threads, export_vectors=motion)
@@ -280,7 +282,7 @@ def sample_frames(
         raise
 
 
-def _rate(name: str, value: float | Fraction | None) -> Fraction | None:
+def exact_rate(name: str, value: float | Fraction | None) -> Fraction | None:
     if value is None:
         return None
     if not math.isfinite(value) or value <= 0:
@@ -289,7 +291,7 @@ def _rate(name: str, value: float | Fraction | None) -> Fraction | None:
     return Fraction(value).limit_denominator(1_000_000)
 
 
-def _range(source: Any, start: float | None, end: float | None) -> tuple[Fraction, Fraction | None]:
+def time_range(source: Any, start: float | None, end: float | None) -> tuple[Fraction, Fraction | None]:
     for name, value in (("start", start), ("end", end)):
         if value is not None and (not math.isfinite(value) or value < 0):
             raise VideoError(f"{source_name(source)}: {name} must be a number of seconds from 0 on, got {value}")
