@@ -10,11 +10,18 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from everyframe.backbone import skeleton
+from everyframe.cli import app
+from everyframe.encoders import DenseEncoder, TempMe, ToMe
 from everyframe.evaluation.action_files import match_labels, read_actions, read_classes
 from everyframe.evaluation.annotations import LAYOUTS, read_retrieval
 from everyframe.evaluation.clips import VideoFolder
+from everyframe.evaluation.frame_reader import FrameReader
+from everyframe.evaluation.outcome import Outcome, facts_of
 from everyframe.evaluation.published import published, tasks_of
+from everyframe.evaluation.published_tempme import published_retrieval
 from everyframe.evaluation.question_files import read_answers, read_questions
 from everyframe.evaluation.reading import AnnotationError
 from everyframe.tasks.ranking import UNRANKED, best_candidates, ranking, ranks_of, retrieval
@@ -459,16 +466,33 @@ def test_paragraphs_and_subsets(tmp_path):
     ("name", "content", "options", "message"),
     [
         ("a.json", '[{"video": "a", "caption": "x"},\n{"video"', {}, r"a\.json line 2: is not sound JSON"),
-        ("a.json", [{"video": "a", "caption": "x"}, {"video": "b"}], {}, "entry 2: caption must be a text or a list"),
-        ("a.json", [{"video": "a", "caption": " "}], {}, r"entry 1: caption must be a text .* got ' '"),
+        (
+            "a.json",
+            [{"video": "a", "caption": "x"}, {"video": "b", "caption": 3}],
+            {},
+            "entry 2: caption must be a text",
+        ),
+        ("a.json", [{"video": "a", "caption": ["x", {}]}], {}, r"entry 1: caption must be a text .* got \['x', \{\}\]"),
+        (
+            "a.json",
+            [{"video": "a", "caption": " "}, {"video": "b", "caption": []}],
+            {},
+            r"a\.json: names no text of a video; the first of 2 that are empty: .*a\.json entry 1: caption is empty",
+        ),
         ("a.json", [{"video": "a", "caption": "x"}, 3], {}, "entry 2: must be an object with keys, got int"),
         ("a.json", {"a": {"b": 1}}, {}, r"a\.json: has no layout that is known here"),
         ("a.json", UMT, {"layout": "msvd"}, "is not a msvd file"),
         ("a.json", UMT, {"layout": "umd"}, "layout must be one of umt, msrvtt-csv"),
         ("a.json", MSRVTT, {"split": "val"}, "has no split 'val'; its splits are test, train"),
-        ("a.json", {"k": [[]]}, {}, "key 'k': has an empty caption"),
+        (
+            "a.json",
+            {"k": [[]]},
+            {},
+            "names no text of a video; the first of 1 that are empty: .* key 'k': caption is empty",
+        ),
+        ("a.json", {"k": ["x"], "l": "y"}, {}, "key 'l': must hold a list of captions, got 'y'"),
         ("a.csv", CSV + "ret2,msr1,video1,a, c\n", {}, r"a\.csv line 4: has 5 columns where the header has 4"),
-        ("a.csv", CSV + "ret2,msr1,video1,\n", {}, r"line 4: video_id and sentence must not be empty"),
+        ("a.csv", CSV + "ret2,msr1,,a dog\n", {}, r"line 4: video_id must not be empty"),
         ("a.csv", LSMDC + "lonely\n", {}, r"line 2: must have a clip name first and its sentence last"),
         ("a.json", "  \n", {}, r"a\.json: the file is empty"),
         ("a.json", [], {}, "has no layout"),
@@ -477,6 +501,103 @@ def test_paragraphs_and_subsets(tmp_path):
 def test_bad_retrieval_files_name_file_and_place(tmp_path, name, content, options, message):
     with pytest.raises(AnnotationError, match=message):
         read_retrieval(written(tmp_path / name, content), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "layout", "left", "skipped"),
+    [
+        (
+            "a.json",
+            [
+                {"video": "a", "caption": ["x", " ", None]},
+                {"video": "b"},
+                {"video": ["c", "d"], "caption": []},
+                {"video": "e", "caption": "y"},
+            ],
+            None,
+            [("a", "x"), ("e", "y")],
+            [
+                ("a", "entry 1: caption 2 is"),
+                ("a", "entry 1: caption 3 is"),
+                ("b", "entry 2: caption is"),
+                ("c", "entry 3"),
+            ],
+        ),
+        (
+            "a.csv",
+            CSV + "r,m,video1,\n",
+            None,
+            [("video9", "a, b"), ("video8", "a dog")],
+            [("video1", "line 4: sentence")],
+        ),
+        (
+            "a.json",
+            {
+                **MSRVTT,
+                "sentences": [*MSRVTT["sentences"], *({"video_id": v, "caption": ""} for v in ("video7", "video0"))],
+            },
+            None,
+            [("video7", "a cat"), ("video7", "a red cat")],  # video0 is of another split, and so is its empty caption
+            [("video7", "sentence 4: caption is")],
+        ),
+        (
+            "a.json",
+            {"annotations": [{"image_id": "v", "caption": "c"}, {"image_id": "w", "caption": None}]},
+            None,
+            [("v", "c")],
+            [("w", "annotation 2: caption is")],
+        ),
+        (
+            "a.json",
+            {"k": [["a", "cat"], []], "l": []},
+            None,
+            [("k", "a cat")],
+            [("k", "key 'k': caption 2 is"), ("l", "key 'l': has no caption")],
+        ),
+        (
+            "a.json",
+            {"v_u": {"sentences": ["One.", "", "Three."]}, "v_w": {"sentences": [""]}},
+            None,
+            [("v_u", "One. Three.")],
+            [("v_u", "key 'v_u': sentences 2 is"), ("v_w", "key 'v_w': sentences is")],
+        ),
+        (
+            "a.json",
+            [{"video": "a", "description": d, "times": []} for d in ("one", None, "three")],
+            None,
+            [("a", "one three")],
+            [("a", "entry 2: description is")],
+        ),
+        (
+            "a.csv",
+            LSMDC + "0002_B\t1\t2\t\n",
+            None,
+            [(LSMDC.split("\t")[0], 'SOMEONE says "hi')],
+            [("0002_B", "line 2:")],
+        ),
+        (
+            "a.json",
+            [{"id": "1", "label": "a", "template": "a"}, {"id": "2", "label": ""}],
+            "ssv2-label",
+            [("1", "a")],
+            [("2", "entry 2: label is")],
+        ),
+    ],
+)
+def test_empty_texts_are_left_out_and_named(tmp_path, name, content, layout, left, skipped):
+    items = read_retrieval(written(tmp_path / name, content), layout=layout)
+    pairs = zip(items.texts, items.videos_of_text, strict=True)
+    assert [(items.videos[video], text) for text, videos in pairs for video in videos] == left
+    assert [each.video for each in items.skipped] == [video for video, _ in skipped]
+    for each, (_, place) in zip(items.skipped, skipped, strict=True):
+        assert each.why.startswith(f"{tmp_path / name} {place}")
+    assert items.num_named == len({video for video, _ in (*left, *skipped)})
+
+
+def test_empty_texts_of_other_videos_are_no_concern(tmp_path):
+    path = written(tmp_path / "a.json", {"k_1_2": ["x", ""], "l_3_4": ["", "y"]})
+    items = read_retrieval(path, only=written(tmp_path / "test_list.txt", "l_3_4\n"))
+    assert items.texts == ("y",) and [each.video for each in items.skipped] == ["l_3_4"]
 
 
 def test_unreadable_files_raise(tmp_path):
@@ -663,3 +784,116 @@ def test_unpublished_numbers_are_empty():
     assert tasks_of("retrieval")[:2] == ["msrvtt", "msvd"] and len(tasks_of("retrieval")) == 7
     assert tasks_of("qa") == ["msrvtt", "msvd"]
     assert tasks_of("recognition") == ["ucf101", "ssv2"]
+
+
+@pytest.mark.parametrize(
+    ("size", "dataset", "method", "expected"),
+    [
+        ("clip-b32", "msrvtt", "tempme", {"GFLOPs": 34.8, "T2V R@1": 46.1, "V2T R@5": 72.4, "V2T MnR": 10.2}),
+        ("clip-b32", "activitynet", "mean", {"GFLOPs": 276.7, "T2V R@5": 70.6, "V2T R@10": 82.9, "T2V MnR": 8.7}),
+        ("clip-b32", "didemo", "tome", {"T2V R@1": 40.5, "V2T R@1": 40.1, "T2V MnR": 20.9, "V2T MnR": 12.9}),
+        ("clip-b32", "lsmdc", "tempme", {"GFLOPs": 34.8, "T2V R@10": 51.8, "V2T R@1": 22.2, "T2V MnR": 53.5}),
+        ("clip-b16", "msrvtt", "tempme", {"GFLOPs": 121.4, "T2V R-Sum": 206.7, "V2T R-Sum": 208.3, "V2T MnR": 9.0}),
+    ],
+)
+def test_published_numbers_of_tempme(size, dataset, method, expected):
+    found = published_retrieval(size, dataset, method)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_published_sums_are_of_the_published_recalls():
+    """Each way's R-Sum is that of its R@1, R@5 and R@10 to rounding: a slip in one figure would show."""
+    checked = 0
+    for size, dataset in (("clip-b32", "msrvtt"), ("clip-b32", "activitynet"), ("clip-b16", "msrvtt")):
+        for method in ("mean", "tome", "tempme"):
+            found = published_retrieval(size, dataset, method)
+            for way in ("T2V", "V2T"):
+                recalls = [found.get(f"{way} R@{k}") for k in (1, 5, 10)]
+                if None not in recalls and f"{way} R-Sum" in found:
+                    assert sum(recalls) == pytest.approx(found[f"{way} R-Sum"], abs=0.11)
+                    checked += 1
+    assert checked == 11
+    assert published_retrieval("clip-b16", "msrvtt", "mean") == {"GFLOPs": 211.3, "T2V R@1": 47.3, "T2V R-Sum": 201.4}
+    assert published_retrieval("clip-b16", "lsmdc", "tempme") == published_retrieval("clip-b32", "msvd", "tempme") == {}
+    assert published_retrieval("clip-b32", "msrvtt", "vidtldr") == published_retrieval(None, None, "mean") == {}
+
+
+def frames_outcome(encoder, frames: int, dataset: str | None, **more) -> Outcome:
+    reader = FrameReader(encoder, frames=frames)
+    facts = {
+        "task": "retrieval",
+        "metrics": {"dual encoder": {"T2V R@1": 50.0, "T2V MdR": 2.0}},
+        "settings": {"frames": frames, "reader": reader.settings},
+        **facts_of(reader),
+    }
+    return Outcome(**{**facts, **more}, dataset=dataset, videos=1, wanted=1, queries=1, annotations=[])
+
+
+@pytest.mark.parametrize(
+    ("size", "make", "frames", "dataset", "expected"),
+    [
+        ("ViT-B/32", lambda model: TempMe(model), 12, "msrvtt", 46.1),
+        ("ViT-B/32", lambda model: TempMe(model), 12, "lsmdc", 23.5),
+        ("ViT-B/32", lambda model: TempMe(model), 12, "msvd", None),  # not in the paper
+        ("ViT-B/32", lambda model: TempMe(model), 12, None, None),
+        ("ViT-B/32", lambda model: TempMe(model), 24, "msrvtt", None),
+        ("ViT-B/32", lambda model: TempMe(model), 12, "activitynet", None),
+        ("ViT-B/32", lambda model: TempMe(model, **TempMe.preset("activitynet-b32")), 64, "activitynet", 44.9),
+        ("ViT-B/32", lambda model: TempMe(model, r=1), 12, "msrvtt", None),
+        ("ViT-B/32", lambda model: TempMe(model, temporal=False), 12, "msrvtt", None),
+        ("ViT-B/32", lambda model: TempMe(model, proportional=False), 12, "msrvtt", None),
+        ("ViT-B/32", lambda model: DenseEncoder(model), 12, "msrvtt", 43.7),
+        ("ViT-B/32", lambda model: DenseEncoder(model), 8, "msrvtt", None),
+        ("ViT-B/32", lambda model: DenseEncoder(model), 64, "didemo", 41.6),
+        ("ViT-B/32", lambda model: ToMe(model, [2] * 12), 12, "msrvtt", 42.9),
+        ("ViT-B/32", lambda model: ToMe(model, [2] * 11), 12, "msrvtt", None),
+        ("ViT-B/32", lambda model: ToMe(model, [2] * 12, metric="tokens"), 12, "msrvtt", None),
+        ("ViT-B/16", lambda model: TempMe(model, **TempMe.preset("msrvtt-b16")), 12, "msrvtt", 49.0),
+        ("ViT-B/16", lambda model: TempMe(model, **TempMe.preset("msrvtt-b32")), 12, "msrvtt", None),
+        ("ViT-B/16", lambda model: TempMe(model, **TempMe.preset("didemo-b16")), 64, "didemo", None),
+        ("ViT-B/16", lambda model: ToMe(model, [10] * 12), 12, "msrvtt", 46.2),
+        ("ViT-L/14", lambda model: DenseEncoder(model), 12, "msrvtt", None),
+    ],
+)
+def test_tempmes_figures_stand_beside_their_own_run_alone(size, make, frames, dataset, expected):
+    outcome = frames_outcome(make(skeleton(size)), frames, dataset)
+    assert outcome.published().get("T2V R@1") == expected
+    record = outcome.as_dict()
+    if expected is None:
+        assert record["published"] == {} and "published_from" not in record
+        return
+    assert record["difference"]["T2V R@1"] == pytest.approx(50 - expected)
+    ours, printed = outcome.gflops, record["published"]["GFLOPs"]
+    assert ours == pytest.approx(printed, rel=0.005 if frames == 12 else 0.04)  # 64 frames: docs/tempme.md
+    rows = {name: (own, paper) for _, name, own, paper in outcome.rows()}
+    assert rows["T2V R@1"] == (50.0, expected) and rows["T2V MdR"] == (2.0, None) and rows["GFLOPs"] == (ours, printed)
+    where = "Table 1;" if size == "ViT-B/16" and outcome.method != "tempme" else "Tables 1, "
+    assert where in record["published_from"]
+
+
+def test_tempmes_figures_are_of_retrieval():
+    assert frames_outcome(DenseEncoder(skeleton("ViT-B/32")), 12, "msrvtt", task="recognition").published() == {}
+
+
+# --- empty texts, from the command line ------------------------------------------------------------------
+
+
+def test_evaluate_leaves_empty_texts_out_and_exits_1(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        write_video(tmp_path / f"v{number}.mp4", list(rng.integers(0, 256, (3, 32, 32, 3), np.uint8)), fps=3)
+    entries = [{"video": f"v{n}", "caption": text} for n, text in ((0, "a red circle"), (1, ["", "a star"]), (2, None))]
+    path = written(tmp_path / "a.json", entries)
+    arguments = ["evaluate", "retrieval", "--model", "bundled", "--device", "cpu", "--frames", "3"]
+    arguments += ["--annotations", str(path), "--videos", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "retrieval: 2 queries, 2 videos" in result.stdout
+    assert "partial: 2 empty texts are left out" in " ".join(result.stdout.split())
+    errors = " ".join(result.stderr.split())
+    assert f"everyframe: no text: {path} entry 2: caption 1 is empty" in errors
+    assert f"everyframe: no text: {path} entry 3: caption is empty" in errors
+    record = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert (record["videos"], record["videos_wanted"], record["partial"]) == (2, 3, True)
+    assert [failure["kind"] for failure in record["failures"]] == ["no text"] * 2
+    assert set(record["metrics"]["dual encoder"]) >= {"T2V R@1", "V2T MnR"}

@@ -529,6 +529,16 @@ def test_a_pair_that_cannot_be_used_takes_its_partner_along(videos: Path, tmp_pa
     assert len(missing) == 2 and missing[1].endswith(
         "v2.mp4: 'of v2' is left out, as the other of its couple cannot be used"
     )
+    official, missing = tmp_path / "train.json", []
+    official.write_text(json.dumps([{"video": f"v{n}", "caption": "" if n == 1 else f"of v{n}"} for n in range(4)]))
+    assert [pair.caption for pair in read_pairs(videos, official, None, "train", missing)] == [
+        "of v0",
+        "of v2",
+        "of v3",
+    ]
+    assert missing == [f"{official} entry 2: caption is empty"]
+    with pytest.raises(ValueError, match=r"entry 2: caption is empty; --together needs every text"):
+        read_pairs(videos, official, None, "train", missing, together=True)
 
 
 def test_validation_counts_ranks_of_what_can_be_read() -> None:
@@ -617,6 +627,7 @@ def test_what_is_exported_is_a_clip_model_for_everyone(model: Model, pairs: list
     assert ours.preprocess_settings == model.preprocess_settings
     card, facts = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "tempme.json").read_text())
     assert "of lora, 192 of positions" in card and facts["fitted"]["positions"] == 192
+    assert "Not in the paper's recipe" not in card
     assert facts["schedule"]["clips"] == {"1": 2, "2": 2} and facts["validation"]["r_sum"] >= 0
 
 
@@ -895,6 +906,8 @@ def test_the_command_fits_names_what_is_missing_and_exits_1(
     assert all(f"{name}.mp4: 'a dog' is left out, as the other of its couple" in text for name in ("v2", "v3"))
     assert len(facts["failures"]) == 5 and facts["data"]["captions"] == len(pairs)
     assert facts["recipe"]["together"] is True and facts["recipe"]["positions_rate"] == 0.02
+    (more,) = [line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "Not in the paper" in line]
+    assert "(`--together`)" in more and "0.02 (`--positions-rate`)" in more
     assert load_tempme(tmp_path / "out").schedule.clips == {1: 2, 2: 2}
 
 

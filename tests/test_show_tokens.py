@@ -15,15 +15,17 @@ from typer.testing import CliRunner
 import checkpoints
 import everyframe as ef
 import video_checkpoints
-from everyframe.backbone import video_skeleton
+from everyframe.backbone import skeleton, video_skeleton
 from everyframe.cli import app
 from everyframe.cli.encoder import parse_reduce
 from everyframe.encoders import Plan
 from everyframe.pipeline import read_window
-from everyframe.token_pictures import draw_tokens, usual_schedule
+from everyframe.token_pictures import draw_tokens, usual_clips, usual_schedule
 from everyframe.token_pictures import patches as arithmetic
 from everyframe.token_pictures.figure import compose, lay_out
-from everyframe.video import sample_clip, write_video
+from everyframe.training.adapters import Tuning
+from everyframe.training.export import save_tempme
+from everyframe.video import sample_clip, second_frames, write_video
 
 COLOURS = np.array([[200, 40, 40], [40, 180, 60], [50, 70, 210], [230, 200, 60]], np.uint8)
 
@@ -246,6 +248,144 @@ def test_merging_of_an_image_model_is_drawn(model: ef.Model, video: Path, tmp_pa
     assert flat > 400
 
 
+TEMPME = {"r": 4, "clips": {1: 2, 2: 2, 3: 2}, "remove_cross": 30, "remove_intra": 10}
+TEMPME_WORDS = [
+    "--encoder",
+    "tempme",
+    "--r",
+    "4",
+    "--clips",
+    "1:2,2:2,3:2",
+    "--remove-cross",
+    "30",
+    "--remove-intra",
+    "10",
+]
+
+
+def of_several(sources: list[int], grid: int, prefix: int = 1) -> tuple[dict[int, list], dict[int, int]]:
+    """Patches (frame, y, x) of each token and how many frames they are in, token by token."""
+    members: dict[int, list] = {}
+    for place, token in enumerate(sources):
+        frame, patch = divmod(place, prefix + grid * grid)
+        if patch >= prefix:
+            members.setdefault(token, []).append((frame, *divmod(patch - prefix, grid)))
+    return members, {token: len({frame for frame, _, _ in places}) for token, places in members.items()}
+
+
+def test_merging_across_frames_is_drawn(model: ef.Model, video: Path, tmp_path: Path) -> None:
+    facts, picture = show(video, tmp_path, "--model", "bundled", *TEMPME_WORDS)
+    assert facts["files"] == [str(tmp_path / "quarters-tempme.png")]
+    clip = sample_clip(video, 8, choose=lambda n, count: second_frames(n, count, fps=6))
+    assert facts["times"] == clip.times.tolist() and facts["frames"] == 8
+    pixels = model.preprocess(clip.frames)
+    encoder = ef.TempMe(model, **TEMPME)
+    assert facts["settings"] == encoder.settings
+    found = encoder.tokens(pixels[None])
+    members, spans = of_several(found.sources[0].tolist(), 14)
+    assert facts["tokens_before"] == 8 * 196 and facts["tokens_per"] == "video"
+    assert facts["tokens_after"] == len(members) == found.tokens.shape[1] - 8  # all but the CLS token of each frame
+    assert facts["tokens_after"] == encoder.counts(8)[-1].after - 8
+    assert facts["tokens_of_several_frames"] == sum(span > 1 for span in spans.values()) > 50
+    assert facts["most_frames_of_a_token"] == max(spans.values()) > 2
+    assert facts["largest_token"] == max(map(len, members.values()))
+    seen = as_bytes(model, pixels)
+    where = {"count": 8, "rows": 3, "grid": 14}
+    for token, places in members.items():
+        cells = [seen[frame, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] for frame, y, x in places]
+        colour = np.stack(cells).reshape(-1, 3).mean(axis=0)
+        heat = 0.72 * arithmetic.heat_colours((spans[token] - 1) / 7)
+        for cell, (frame, y, x) in zip(cells, places, strict=True):
+            np.testing.assert_allclose(patch_centre(picture, frame, 1, y, x, **where), colour, atol=1)
+            if (cell == cell[0, 0]).all():
+                tinted = heat + 0.28 * cell.mean()
+                np.testing.assert_allclose(patch_centre(picture, frame, 2, y, x, **where), tinted, atol=1.5)
+
+
+def test_frames_per_token_by_hand() -> None:
+    owners = np.array([[[0, 1], [0, -1]], [[0, 3], [1, 4]], [[0, 3], [5, 5]]])
+    assert arithmetic.frames_per_token(owners).tolist() == [[[3, 2], [3, 0]], [[3, 2], [2, 1]], [[3, 2], [1, 1]]]
+
+
+def test_lines_around_tokens_of_several_frames() -> None:
+    """One token of both frames, in a line of one colour; all else as without it."""
+    owners = np.array([[[0, 0], [1, 2]], [[3, 0], [3, 0]]])
+    colours = np.full((2, 2, 2, 3), 120.0)
+    plain, joined = arithmetic.draw_merged(colours, owners), arithmetic.draw_joined(colours, owners)
+    size, changed = arithmetic.cell_size(2), (plain != joined).any(axis=3)
+    inside = np.zeros_like(changed)
+    for frame, region in ((0, np.s_[:size, :]), (1, np.s_[:, size:])):
+        part = np.zeros(changed.shape[1:], bool)
+        part[region] = True
+        inside[frame] = part
+        core = part.copy()
+        rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+        core[[*rows[:2], *rows[-2:]]] = False
+        core[:, [*columns[:2], *columns[-2:]]] = False
+        assert (joined[frame][part & ~core] == arithmetic._OUTLINES[0]).all()
+        np.testing.assert_array_equal(joined[frame][core], plain[frame][core])
+    assert not (changed & ~inside).any()
+    # As many lines as there are colours for, around the largest.
+    many = np.arange(16).reshape(1, 4, 4).repeat(2, axis=0)
+    many[0, 3, 3] = 14
+    drawn = arithmetic.draw_joined(np.full((2, 4, 4, 3), 120.0), many)
+    for colour in arithmetic._OUTLINES:
+        assert (drawn == colour).all(axis=3).any()
+    corner = 3 * arithmetic.cell_size(4)
+    assert (drawn[:, -1, corner - 1] == arithmetic._OUTLINES[0]).all()  # 14, the largest
+
+
+def test_tempme_without_a_schedule_merges_as_published(model: ef.Model) -> None:
+    for size, preset in (("ViT-B/32", "msrvtt-b32"), ("ViT-B/16", "msrvtt-b16")):
+        assert usual_clips(skeleton(size)) == ef.TempMe.preset(preset)
+    assert usual_clips(model) == {"r": 10, "clips": {1: 2, 2: 2, 3: 3}, "remove_cross": 40, "remove_intra": 20}
+    shallow = usual_clips(skeleton("ViT-L/14"))
+    assert list(shallow["clips"]) == [16, 17, 18] and shallow["r"] == 6
+
+
+@pytest.mark.parametrize("family", ["siglip", "umt"])
+def test_tempme_of_models_without_cls_is_drawn(video: Path, tmp_path: Path, family: str) -> None:
+    if family == "siglip":
+        loaded = ef.load(checkpoints.siglip(tmp_path / "siglip"), device="cpu")
+        clip = sample_clip(video, 4, choose=lambda n, count: second_frames(n, count, fps=6))
+    else:
+        file = video_checkpoints.umt(tmp_path / "umt.pth", "vision")
+        loaded = ef.load_video(file, heads=4, frames=4, image_size=32, device="cpu")
+        clip = sample_clip(video, 4)
+    encoder = ef.TempMe(loaded, r=1, clips={1: 4}, remove_cross=30, remove_intra=20)
+    drawn = draw_tokens(video, encoder, frames=None if family == "umt" else 4)
+    found = encoder.tokens(loaded.preprocess(clip.frames)[None])
+    members, spans = of_several(found.sources[0].tolist(), loaded.vision.grid, prefix=0)
+    assert drawn.facts["tokens_after"] == len(members) == found.tokens.shape[1]
+    assert drawn.facts["most_frames_of_a_token"] == max(spans.values())
+
+
+def test_tempme_that_joins_nothing_shows_sizes(model: ef.Model, video: Path) -> None:
+    drawn = draw_tokens(video, ef.TempMe(model, r=24, clips={}), frames=2)
+    tome = ef.ToMe(model, [24] * 4).tokens(
+        model.preprocess(sample_clip(video, 2, choose=lambda n, c: second_frames(n, c, fps=6)).frames)
+    )
+    assert drawn.facts["tokens_after"] == 2 * 100 and drawn.facts["most_frames_of_a_token"] == 1
+    assert drawn.facts["largest_token"] == tome.masses.max()
+
+
+def test_show_tokens_reads_what_finetune_wrote(model: ef.Model, video: Path, tmp_path: Path) -> None:
+    positions = {1: torch.randn(6, 128, generator=torch.Generator().manual_seed(0))}
+    schedule = {"r": 2, "clips": {1: 2}, "remove_cross": 20, "remove_intra": 10}
+    save_tempme(tmp_path / "tuned", Tuning(model, "full"), positions, schedule, {"recipe": {"frames": 6}})
+    facts, _ = show(video, tmp_path, "--model", tmp_path / "tuned", "--encoder", "tempme")
+    assert facts["frames"] == 6 and "positions" in facts["settings"]
+    with pytest.raises(ValueError, match="has its own schedule; leave out --preset"):
+        run("show-tokens", video, "--model", tmp_path / "tuned", "--encoder", "tempme", "--r", 3, "--out", tmp_path)
+
+
+def test_a_video_shorter_than_its_frames_is_drawn_with_a_warning(model: ef.Model, video: Path) -> None:
+    encoder = ef.TempMe(model, **{**TEMPME, "clips": {1: 2}})
+    with pytest.warns(UserWarning, match=r"quarters\.mp4 shows 3 frames, fewer than 4: some are drawn twice"):
+        drawn = draw_tokens(video, encoder, frames=4, start=1.5)
+    assert len(drawn.facts["times"]) == 4 and len(set(drawn.facts["times"])) == 3
+
+
 @pytest.mark.parametrize("kind", ["videomae", "umt", "vifi"])
 def test_merging_of_video_models_is_drawn(video: Path, videomae: Path, tmp_path: Path, kind: str) -> None:
     """Two frames to a token; one; frame by frame with a CLS token."""
@@ -319,12 +459,36 @@ def test_show_tokens_says_what_it_did(video: Path, tmp_path: Path) -> None:
     )
     said = run("show-tokens", video, "--model", "bundled", "--encoder", "residual", "--frames", 2, "--out", tmp_path)
     assert said.endswith("quarters-residual.png: 225 of 392 patches computed (57%), frames IP\n")
+    said = run("show-tokens", video, "--model", "bundled", "--encoder", "tempme", "--out", tmp_path)
+    found = re.search(
+        r"quarters-tempme.png: 2352 patches of 12 frames become (\d+) tokens \(10%\), (\d+) of several", said
+    )
+    assert found is not None and int(found[1]) > int(found[2]) > 50
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--encoder dense", "--encoder must be one of tome, vidtldr, residual, reuse, got 'dense'"),
+        ("--encoder dense", "--encoder must be one of tome, vidtldr, tempme, residual, reuse, got 'dense'"),
+        ("--encoder tempme --reduce 8x", "--reduce has no meaning with --encoder tempme: --preset, or --r and --clips"),
+        ("--encoder tempme --drop 0.5", "--drop has no meaning with --encoder tempme"),
+        (
+            "--encoder tempme --fps 2",
+            "--fps has no meaning with --encoder tempme: its frames are spread over the video",
+        ),
+        (
+            "--encoder tempme --video-model VIDEOMAE",
+            "--encoder tempme has no meaning with --video-model: it",
+        ),
+        ("--encoder tempme --heads 4", "--heads has no meaning without --video-model"),
+        ("--encoder tempme --model bundled --preset msrvtt-b33", "there is no preset 'msrvtt-b33'"),
+        ("--encoder tempme --model bundled --preset msrvtt-b32", "clips names block 8, but bundled has 4"),
+        ("--encoder tempme --model bundled --preset msrvtt-b32 --r 3", "--preset says all of the schedule"),
+        ("--encoder tempme --model bundled --clips 1-2", "--clips must be layer:clips pairs with each layer once"),
+        ("--encoder tempme --model bundled --clips 1:2,2:2 --frames 6", "the video has 6 frames, which clips="),
+        ("--encoder tempme --model bundled --remove-cross 30", "--remove-cross and --remove-intra belong to --clips"),
+        ("--r 3", "--r has no meaning with --encoder vidtldr: only tempme joins frames"),
+        ("--encoder reuse --remove-intra 3", "--remove-intra has no meaning with --encoder reuse: only tempme joins"),
         ("--reduce 8x --preset umt-b/msrvtt-qa", "--reduce and --preset both say how many tokens go"),
         ("--encoder tome --preset umt-b/msrvtt-qa", "--preset has no meaning with --encoder tome"),
         ("--preset umt-b/msrvtt-qa", "--preset umt-b/msrvtt-qa is for a UMT model; name its file by --video-model"),
@@ -369,7 +533,7 @@ def test_show_tokens_needs_a_video_and_an_encoder_it_knows(model: ef.Model, vide
     with pytest.raises(ValueError, match=re.escape("gone.mp4: no such file or folder")):
         run("show-tokens", "gone.mp4", "--model", "bundled", "--out", tmp_path)
     with pytest.raises(
-        TypeError, match="encoder must be a VidTLDR, ToMe, ResidualViT or ReuseEncoder, got DenseEncoder"
+        TypeError, match="encoder must be a VidTLDR, ToMe, TempMe, ResidualViT or ReuseEncoder, got DenseEncoder"
     ):
         draw_tokens(video, ef.DenseEncoder(model))  # type: ignore[arg-type]
 

@@ -155,7 +155,7 @@ def show_outcomes(outcomes: list[Outcome], wall: float, *, as_json: bool, quiet:
         if frames:
             text += (
                 f": {frames} features of {seconds:.1f} s of video in {wall:.1f} s "
-                f"({speed['frames_per_second']:.1f} frames/s, {speed['times_realtime']:.1f}x realtime), "
+                f"({speed['frames_per_second']:.1f} features/s, {speed['times_realtime']:.1f}x realtime), "
                 f"{_cost(outcomes)}"
             )
         say(text)

@@ -21,6 +21,8 @@ __all__ = [
     "VideoFeatures",
     "as_array",
     "check_same_space",
+    "is_of_clips",
+    "nearest_rows",
     "space_of",
 ]
 
@@ -185,7 +187,7 @@ class VideoFeatures:
         first = math.floor((self.times[0] + _TIME_EPSILON) * fps)
         last = max(first, math.ceil((end - _TIME_EPSILON) * fps) - 1)
         times = np.arange(first, last + 1) / fps
-        nearest = _nearest(self.times, times)
+        nearest = nearest_rows(self.times, times)
         rows = self.embeddings[nearest].astype(np.float32)
         if how == "mean":
             bounds = np.searchsorted(self.times, np.arange(first, last + 2) / fps - _TIME_EPSILON)
@@ -237,6 +239,11 @@ class VideoFeatures:
             raise FeaturesError(f"{path} is inconsistent: {error}; encode the video again") from error
 
 
+def is_of_clips(features: VideoFeatures) -> bool:
+    """Is every row of them that of a clip (TempMe), not of a frame?"""
+    return "clip_seconds" in features.settings
+
+
 def space_of(features: VideoFeatures) -> dict[str, Any]:
     """What `check_same_space` compares: a small dict that stays when the embeddings are let go."""
     return {
@@ -283,7 +290,7 @@ def _number(values: Mapping[str, Any], key: str, owner: str) -> float | None:
     return float(value)
 
 
-def _nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.intp]:
+def nearest_rows(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.intp]:
     """Index of the time closest to each wanted one; the earlier of two that are equally close."""
     after = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
     before = np.maximum(after - 1, 0)

@@ -21,7 +21,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a video, a feature file, a recipe or a model is."""
-    from everyframe.features import SUFFIXES, VideoFeatures
+    from everyframe.features import SUFFIXES, VideoFeatures, is_of_clips
 
     file = Path(path)
     facts: dict[str, Any]
@@ -30,7 +30,7 @@ def info(
     elif file.suffix.lower() in SUFFIXES:
         feats = VideoFeatures.load(file)
         facts = {
-            "frames": feats.num_frames,
+            "clips" if is_of_clips(feats) else "frames": feats.num_frames,
             "dim": feats.dim,
             "dtype": str(feats.embeddings.dtype),
             "first_seconds": float(feats.times[0]) if feats.num_frames else None,

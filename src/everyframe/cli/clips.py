@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,9 @@ from everyframe.cli.options import check_writable, given, set_threads
 
 if TYPE_CHECKING:
     from everyframe.backbone import Model, VideoModel
+    from everyframe.encoders import TempMe
     from everyframe.encoders.merging import ReducingEncoder
+    from everyframe.evaluation.clips import Failure
     from everyframe.evaluation.frame_reader import FrameReader
     from everyframe.evaluation.outcome import Outcome
 
@@ -227,10 +230,10 @@ def make_frame_reader(
         model, name, tuned, reduce, given(metric=metric), device, dtype,
         make_schedule(preset, **{"r": None, "clips": None, "remove_cross": None, "remove_intra": None, **own}),
     )  # fmt: skip
-    return FrameReader(encoder, frames=frames or (_tuned_frames(model) if tuned else None) or FRAMES)
+    return FrameReader(encoder, frames=frames or (tuned_frames(model) if tuned else None) or FRAMES)
 
 
-def _tuned_frames(folder: str) -> int | None:
+def tuned_frames(folder: str) -> int | None:
     """How many frames a fine-tuned model was fitted with; None where its facts do not tell."""
     try:
         facts = json.loads((Path(folder).expanduser() / "tempme.json").read_text(encoding="utf-8"))
@@ -238,6 +241,15 @@ def _tuned_frames(folder: str) -> int | None:
         return None
     frames = facts.get("recipe", {}).get("frames") if isinstance(facts, dict) else None
     return frames if isinstance(frames, int) else None
+
+
+def load_tuned(folder: str, device: str | None, dtype: str | None) -> TempMe:
+    """The encoder of a folder that everyframe finetune wrote. Raises ValueError for another dtype than its own."""
+    from everyframe.training import load_tempme
+
+    if dtype not in (None, "float32"):
+        raise ValueError(f"--dtype {dtype} has no meaning with a fine-tuned folder, which is read in float32")
+    return load_tempme(folder, device=device)
 
 
 def _frame_encoder(
@@ -254,11 +266,7 @@ def _frame_encoder(
     from everyframe.encoders import DenseEncoder, TempMe, ToMe
 
     if name == "tempme" and tuned:
-        from everyframe.training import load_tempme
-
-        if dtype not in (None, "float32"):
-            raise ValueError(f"--dtype {dtype} has no meaning with a fine-tuned folder, which is read in float32")
-        return load_tempme(model, device=device)
+        return load_tuned(model, device, dtype)
     loaded = load(model, **given(device=device, dtype=dtype))
     if name == "tempme":
         return TempMe(loaded, **schedule)
@@ -320,12 +328,17 @@ def finish(result: Outcome, out: Path | None, *, as_json: bool, quiet: bool) -> 
         print(json.dumps(record, indent=1, allow_nan=False))
     elif not quiet:
         show(result)
-    for failure in result.failures[:_LISTED]:
+    say_failures(result.failures, listed_elsewhere=out is not None or as_json)
+
+
+def say_failures(failures: Sequence[Failure], *, listed_elsewhere: bool) -> None:
+    """Name the videos that were left out, the first few of many; exit with 1 where there are any."""
+    for failure in failures[:_LISTED]:
         console.say(f"everyframe: {failure.kind}: {failure.error}", style="red", error=True)
-    if len(result.failures) > _LISTED:
-        more = f"and {len(result.failures) - _LISTED} more" + ("" if out or as_json else "; --out lists them all")
+    if len(failures) > _LISTED:
+        more = f"and {len(failures) - _LISTED} more" + ("" if listed_elsewhere else "; --out lists them all")
         console.say(f"everyframe: {more}", style="red", error=True)
-    if result.failures:
+    if failures:
         raise typer.Exit(1)
 
 
@@ -337,9 +350,12 @@ def show(result: Outcome) -> None:
     name = f"{result.dataset} {result.task}" if result.dataset else result.task
     console.say(f"{name}: {result.queries} queries, {result.videos} videos")
     if result.partial:
+        empty = sum(failure.kind == "no text" for failure in result.failures)
+        left_out = [f"{len(result.failures) - empty} of {result.wanted} videos"] if len(result.failures) > empty else []
+        left_out += [f"{empty} empty text{'s' if empty > 1 else ''}"] if empty else []
+        verb = "is" if left_out == ["1 empty text"] else "are"
         console.say(
-            f"partial: {len(result.failures)} of {result.wanted} videos are left out, so these are not the numbers of "
-            "the split",
+            f"partial: {' and '.join(left_out)} {verb} left out, so these are not the numbers of the split",
             style="yellow",
         )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -355,7 +371,9 @@ def show(result: Outcome) -> None:
         last = block
     console.show(table)
     if not result.published():
-        console.say("published: none for this task with a model of this size")
+        console.say("published: none for this task with a model of this size, its frames and what it merges")
+    elif result.published_from:
+        console.say(result.published_from)
     without = result.details.get("questions_without_a_listed_answer")
     if without:
         console.say(f"{without} of {result.queries} questions have an answer that is not in the list")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from everyframe import console
 from everyframe.cli.app import app
+from everyframe.cli.clip_encoder import ClipFramesOption, ClipOption, SchedulePresetOption, choose_clips
+from everyframe.cli.clips import CrossOption, FrameTokensOption, IntraOption, JoinOption
 from everyframe.cli.encoder import (
     MERGING,
     CalibrationOption,
@@ -46,7 +48,8 @@ from everyframe.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from everyframe.pipeline import Outcome
+    from everyframe.encoders import Encoder, TempMe
+    from everyframe.pipeline import ClipSampling, Outcome
     from everyframe.video import VideoError
 
 
@@ -73,6 +76,13 @@ def encode(
     select: SelectOption = None,
     residual: TokenOption = None,
     reduce: ReduceOption = None,
+    clip: ClipOption = None,
+    frames: ClipFramesOption = None,
+    preset: SchedulePresetOption = None,
+    r: FrameTokensOption = None,
+    clips: JoinOption = None,
+    remove_cross: CrossOption = None,
+    remove_intra: IntraOption = None,
     start: StartOption = None,
     end: EndOption = None,
     device: DeviceOption = None,
@@ -94,32 +104,53 @@ def encode(
         raise ValueError("--format has no meaning with --recipe: recipes are NAME.recipe.npz")
     if store not in ("float32", "float16"):
         raise ValueError(f"--store must be float32 or float16, got {store!r}")
-    choice = choose_encoder(
+    encoding = {
+        "plan": plan,
+        "tolerance": tolerance,
+        "two_sided": two_sided,
+        "fidelity": fidelity,
+        "calibration": calibration,
+        "interleave": interleave,
+        "drop": drop,
+        "select": select,
+        "residual": residual,
+        "reduce": reduce,
+    }
+    limits: dict[str, Any] = {"start": start, "end": end, "keep_partial": keep_partial}
+    of_clips = choose_clips(
         encoder=encoder,
-        plan=plan,
-        tolerance=tolerance,
-        two_sided=two_sided,
-        fidelity=fidelity,
-        calibration=calibration,
-        interleave=interleave,
-        drop=drop,
-        select=select,
-        residual=residual,
-        reduce=reduce,
+        clip=clip,
+        frames=frames,
+        schedule={
+            "preset": preset,
+            "r": r,
+            "clips": clips,
+            "remove_cross": remove_cross,
+            "remove_intra": remove_intra,
+        },
+        limits=limits,
+        others={**encoding, "fps": fps, "recipe": recipe},
     )
-    if recipe and choice.name in MERGING:
-        raise ValueError(
-            f"--recipe has no meaning with --encoder {choice.name}: a recipe keeps the features of I-frames, which "
-            "would be all of them"
-        )
-    sampling = Sampling(**given(fps=fps, start=start, end=end), keep_partial=keep_partial)
+    sampling: Sampling | ClipSampling
+    if of_clips is None:
+        choice = choose_encoder(encoder=encoder, **encoding)
+        if recipe and choice.name in MERGING:
+            raise ValueError(
+                f"--recipe has no meaning with --encoder {choice.name}: a recipe keeps the features of I-frames, which "
+                "would be all of them"
+            )
+        sampling = Sampling(**given(fps=fps), **limits)
     missing: list[VideoError] = []
     roots = [(Path(path) if Path(path).is_dir() else None, videos_of(path, missing)) for path in paths]
     if not any(videos for _, videos in roots):
         raise missing[0]
     sources = output_paths(distinct(roots), out, RECIPE_SUFFIX if recipe else f".{format or 'npz'}")
     check_writable(out)
-    reader = choice.make(load_model(model, device, dtype, threads), batch_size, fps=fps)
+    reader: Encoder | TempMe
+    if of_clips is None:
+        reader = choice.make(load_model(model, device, dtype, threads), batch_size, fps=fps)
+    else:
+        reader, sampling = of_clips.make(model, device, dtype, threads, batch_size)
     silent = quiet or as_json
     expected = None if silent else forecast([source for source, _ in sources], reader, sampling)
     if expected is not None:

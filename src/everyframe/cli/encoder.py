@@ -25,7 +25,8 @@ EncoderOption = Annotated[
     typer.Option(
         "--encoder",
         help="reuse, residual (ResidualViT), dense, or tome or vidtldr: every frame, its tokens merged from block to "
-        "block. (default: reuse; residual with --residual, vidtldr with --reduce)",
+        "block; everyframe encode also has tempme, one feature per clip. (default: reuse; residual with --residual, "
+        "vidtldr with --reduce)",
     ),
 ]
 ReduceOption = Annotated[
@@ -165,6 +166,8 @@ def choose_encoder(**options: Any) -> Choice:
     asked = given(**options)
     implied = "residual" if "residual" in asked else "vidtldr" if "reduce" in asked else "reuse"
     name = asked.pop("encoder", implied)
+    if name == "tempme":
+        raise ValueError("--encoder tempme reads clips, not single frames: it belongs to everyframe encode")
     if name not in ENCODERS:
         raise ValueError(f"--encoder must be one of {', '.join(ENCODERS)}, got {name!r}")
     if asked.get("plan") not in (None, *PLANS):

@@ -42,17 +42,24 @@ from everyframe.cli.options import (
 def search(
     folder: Annotated[Path, typer.Argument(help="Folder of feature files, or one feature file.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    top: Annotated[int, typer.Option("--top", help="Moments to show.")] = 10,
+    level: Annotated[
+        str,
+        typer.Option("--level", help="moment, clip (of --encoder tempme) or video: what a hit is."),
+    ] = "moment",
+    top: Annotated[int, typer.Option("--top", help="Hits to show.")] = 10,
     model: ModelOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the best moments for a text over all videos of a folder of features."""
+    """Find the best moments, clips or videos for a text, over all videos of a folder of features."""
     from everyframe.features import FeaturesError, VideoFeatures
-    from everyframe.tasks.retrieval import load_folder
+    from everyframe.tasks.retrieval import LEVELS, load_folder
     from everyframe.tasks.retrieval import search as search_features
 
     check_query(query)
+    chosen = next((each for each in LEVELS if each == level), None)
+    if chosen is None:
+        raise ValueError(f"--level must be one of {', '.join(LEVELS)}, got {level!r}")
     failures: list[tuple[Path, FeaturesError]] = []
     videos = iter([VideoFeatures.load(folder)]) if folder.is_file() else load_folder(folder, failures=failures)
     first = next(videos, None)
@@ -64,7 +71,7 @@ def search(
         yield first
         yield from videos
 
-    hits = search_features(all_videos(), vector, top=top)
+    hits = search_features(all_videos(), vector, level=chosen, top=top)
     rows = [{"video": hit.video, "start": hit.start, "end": hit.end, "score": round(hit.score, 4)} for hit in hits]
     console.show_moments(rows, f'"{query}"', as_json)
     for _, error in failures:
@@ -86,7 +93,7 @@ def ground(
         float | None, typer.Option("--overlap", help="Largest IoU of two moments; 0 keeps them apart. (default: 0.5)")
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="watershed, contrast or whole. (default: watershed)")
+        str | None, typer.Option("--method", help="watershed, half-height, contrast or whole. (default: watershed)")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw curve, moments and thumbnails to this .png/.svg/.pdf.")

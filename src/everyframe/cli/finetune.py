@@ -49,7 +49,7 @@ def finetune(
         str | None, typer.Option("--preset", help="TempMe's schedule for a benchmark and model, such as msrvtt-b32.")
     ] = None,
     r: Annotated[  # not --r: torchrun would take that for an abbreviation of its own
-        int | None, typer.Option("--merge", help="TempMe's r: tokens merged per frame in each block before --clips.")
+        int | None, typer.Option("--r", "--merge", help="Tokens merged per frame in each block before --clips.")
     ] = None,
     clips: Annotated[
         str | None, typer.Option("--clips", help="Clips joined at a layer (from 0): 8:2,9:2,10:3; none.")
@@ -106,7 +106,7 @@ def finetune(
 ) -> None:
     """Fine-tune a CLIP model for text-video retrieval with TempMe.
 
-    Without --preset, --merge and --clips frames are averaged. Several GPUs or processes:
+    Without --preset, --r and --clips frames are averaged. Several GPUs or processes:
     torchrun --nproc-per-node 4 -m everyframe.cli finetune ...
     """
     from everyframe.training import finetune as fit
@@ -160,7 +160,10 @@ def _tell(result: FineTuned, out: Path, *, as_json: bool, quiet: bool) -> None:
         facts = json.loads((out / "tempme.json").read_text(encoding="utf-8"))
         print(json.dumps({"folder": str(out), **facts, "failures": result.failures}, indent=2))
     elif not quiet:
-        console.say(f"use it: everyframe.training.load_tempme({str(out)!r})")
+        console.say(
+            f"use it: everyframe encode VIDEOS --encoder tempme --model {out}, or in Python "
+            f"everyframe.training.load_tempme({str(out)!r})"
+        )
     if result.failures:
         for line in result.failures[:10]:
             console.say(f"left out: {line}", style="red", error=True)
@@ -178,7 +181,7 @@ def make_schedule(
     if preset is not None:
         if own:
             name = next(iter(own)).replace("_", "-")
-            raise ValueError(f"--preset says all of the schedule; leave out --{'merge' if name == 'r' else name}")
+            raise ValueError(f"--preset says all of the schedule; leave out --{name}")
         from everyframe.encoders import TempMe
 
         return TempMe.preset(preset)
@@ -228,6 +231,9 @@ def read_pairs(
             ]
     if not rows:
         found = read_retrieval(file, layout=layout, split=split)
+        if together and found.skipped:  # what follows would meet the wrong partner
+            raise ValueError(f"{found.skipped[0].why}; --together needs every text, as rows 1 and 2, ... are couples")
+        failures += [each.why for each in found.skipped]
         rows = [
             (found.videos[number], text, None, found.end_seconds)
             for text, numbers in zip(found.texts, found.videos_of_text, strict=True)

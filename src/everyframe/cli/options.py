@@ -72,18 +72,33 @@ def load_model(name: str | None, device: str | None, dtype: str | None, threads:
 
 def model_of(feats: VideoFeatures, name: str | None, device: str | None) -> Model:
     """The model that made the features, for encoding a query."""
+    return model_recorded(feats.model, name, device)
+
+
+def model_recorded(facts: dict[str, Any], name: str | None, device: str | None) -> Model:
+    """The model of these facts, which features keep, or the one named if its weights are the same."""
     from everyframe.features import FeaturesError
 
-    recorded = feats.model.get("id")
+    recorded = facts.get("id")
     if name is None and not isinstance(recorded, str):
         raise FeaturesError("the features do not say which model made them; pass --model")
-    model = load_model(name or recorded, device, None, None)
-    if feats.model.get("weights_sha256") not in (None, model.weights_sha256):
+    model = _text_model(str(name or recorded), device)
+    if facts.get("weights_sha256") not in (None, model.weights_sha256):
         raise FeaturesError(
             f"the features were made by other weights than those of {model.name} "
             f"(recorded model: {recorded}); pass the model that made them as --model"
         )
     return model
+
+
+def _text_model(name: str, device: str | None) -> Model:
+    """By name; what everyframe finetune wrote may hold adapters alone, and then names the model they belong to."""
+    folder = Path(name).expanduser()
+    if (folder / "tempme.json").is_file() and not (folder / "config.json").is_file():
+        from everyframe.training import load_tempme
+
+        return load_tempme(folder, device=device).model
+    return load_model(name, device, None, None)
 
 
 def check_query(query: str) -> None:

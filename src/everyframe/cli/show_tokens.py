@@ -10,7 +10,20 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.clips import HeadsOption, SizeOption, TextHeadsOption, TokenizerOption, check_preset
+from everyframe.cli.clips import (
+    AnyPresetOption,
+    CrossOption,
+    FrameTokensOption,
+    HeadsOption,
+    IntraOption,
+    JoinOption,
+    SizeOption,
+    TextHeadsOption,
+    TokenizerOption,
+    check_preset,
+    is_tuned,
+    make_frame_reader,
+)
 from everyframe.cli.encoder import (
     MERGING,
     Choice,
@@ -22,6 +35,7 @@ from everyframe.cli.encoder import (
     choose_encoder,
 )
 from everyframe.cli.options import (
+    DEFAULT_MODEL,
     DeviceOption,
     DropOption,
     DtypeOption,
@@ -40,9 +54,10 @@ from everyframe.cli.options import (
 
 if TYPE_CHECKING:
     from everyframe.backbone import Model, VideoModel
+    from everyframe.encoders import TempMe
     from everyframe.encoders.merging import ReducingEncoder
 
-_KINDS = (*MERGING, "residual", "reuse")
+_KINDS = (*MERGING, "tempme", "residual", "reuse")
 
 
 @app.command(name="show-tokens")
@@ -50,7 +65,11 @@ def show_tokens(
     video: Annotated[str, typer.Argument(help="A video, a folder of images, or an address.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for NAME-ENCODER.png.")] = Path("tokens"),
     encoder: Annotated[
-        str, typer.Option("--encoder", help="vidtldr or tome: what merges; residual or reuse: what is computed.")
+        str,
+        typer.Option(
+            "--encoder",
+            help="vidtldr or tome: what merges; tempme: also across frames; residual or reuse: what is computed.",
+        ),
     ] = "vidtldr",
     model: ModelOption = None,
     video_model: Annotated[
@@ -58,11 +77,17 @@ def show_tokens(
         typer.Option("--video-model", help="Instead of --model: VideoMAE folder or hub id, UMT or ViFi-CLIP file."),
     ] = None,
     reduce: ReduceOption = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="vid-TLDR's schedule for a task, such as umt-b/msrvtt-retrieval.")
-    ] = None,
+    preset: AnyPresetOption = None,
+    r: FrameTokensOption = None,
+    join: JoinOption = None,
+    remove_cross: CrossOption = None,
+    remove_intra: IntraOption = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", help="Frames drawn; of a video model those of a clip. (default: 12)")
+        int | None,
+        typer.Option(
+            "--frames",
+            help="Frames drawn; of a video model those of a clip. (default: 12; tempme: as many as it joins)",
+        ),
     ] = None,
     fps: FpsOption = None,
     start: StartOption = None,
@@ -84,14 +109,17 @@ def show_tokens(
 ) -> None:
     """Draw what an encoder makes of the patches of a video: which merge and how much they count, or are computed.
 
-    Without --reduce or --preset about half of the patches merge.
+    Without --reduce or --preset about half of the patches merge. tempme reads frames of the whole video, as in
+    retrieval, and also takes a folder of everyframe finetune as --model.
     """
     from everyframe.extras import require
     from everyframe.pipeline import is_address
 
     require("matplotlib", extra="plot")  # before the work, not after it
+    joining = given(r=r, clips=join, remove_cross=remove_cross, remove_intra=remove_intra)
     choice = _choose(
         encoder,
+        joining,
         preset,
         reduce=reduce,
         plan=plan,
@@ -107,14 +135,18 @@ def show_tokens(
     check_writable(out)
     from everyframe.token_pictures import draw_tokens
 
-    if video_model is None:
-        loaded: Model | VideoModel = load_model(model, device, dtype, threads)
+    reader: Any
+    if choice.name == "tempme":
+        reader = _joiner(model or DEFAULT_MODEL, preset, joining, device=device, dtype=dtype, threads=threads)
     else:
-        from everyframe.backbone import load_video
+        if video_model is None:
+            loaded: Model | VideoModel = load_model(model, device, dtype, threads)
+        else:
+            from everyframe.backbone import load_video
 
-        set_threads(threads)
-        loaded = load_video(video_model, **given(device=device, dtype=dtype, frames=frames), **reading)
-    reader: Any = _merger(choice, loaded, preset) if choice.name in MERGING else choice.make(loaded)  # type: ignore[arg-type]
+            set_threads(threads)
+            loaded = load_video(video_model, **given(device=device, dtype=dtype, frames=frames), **reading)
+        reader = _merger(choice, loaded, preset) if choice.name in MERGING else choice.make(loaded)  # type: ignore[arg-type]
     options = given(fps=fps, start=start, end=end, frames=frames if video_model is None else None)
     drawn = draw_tokens(video, reader, **options, keep_partial=keep_partial)
     file = out / f"{Path(video.rstrip('/')).stem or 'video'}-{choice.name}.png"
@@ -125,10 +157,18 @@ def show_tokens(
     console.say(f"{file}: {_sentence(drawn.facts)}")
 
 
-def _choose(name: str, preset: str | None, **options: Any) -> Choice:
+def _choose(name: str, joining: dict[str, Any], preset: str | None, **options: Any) -> Choice:
     """As for encode, but merging has a usual schedule, and the residual token, which shows nowhere, is left out."""
     if name not in _KINDS:
         raise ValueError(f"--encoder must be one of {', '.join(_KINDS)}, got {name!r}")
+    if name == "tempme":
+        for option in given(**options):
+            raise ValueError(
+                f"--{option} has no meaning with --encoder tempme: --preset, or --r and --clips, say what merges"
+            )
+        return Choice(name=name, arguments={})
+    for option in joining:
+        raise ValueError(f"--{option.replace('_', '-')} has no meaning with --encoder {name}: only tempme joins frames")
     if preset is not None:
         if options["reduce"] is not None:
             raise ValueError("--reduce and --preset both say how many tokens go; give one of them")
@@ -152,6 +192,10 @@ def _check_models(
     if video_model is None:
         for option in reading:
             raise ValueError(f"--{option.replace('_', '-')} has no meaning without --video-model")
+        if choice.name == "tempme":
+            if fps is not None:
+                raise ValueError("--fps has no meaning with --encoder tempme: its frames are spread over the video")
+            return
         if preset is not None:
             raise ValueError(f"--preset {preset} is for a UMT model; name its file by --video-model, or use --reduce")
         return
@@ -179,9 +223,24 @@ def _merger(choice: Choice, model: Model | VideoModel, preset: str | None) -> Re
     return (ToMe if choice.name == "tome" else VidTLDR)(model, counts)
 
 
+def _joiner(model: str, preset: str | None, joining: dict[str, Any], **options: Any) -> TempMe:
+    """TempMe as for retrieval, or with its usual schedule."""
+    if preset is None and not joining and not is_tuned(model):
+        from everyframe.encoders import TempMe
+        from everyframe.token_pictures import usual_clips
+
+        loaded = load_model(model, **options)
+        return TempMe(loaded, **usual_clips(loaded))
+    every = dict.fromkeys(("r", "clips", "remove_cross", "remove_intra", "reduce", "metric", "frames"))
+    return make_frame_reader(model, method="tempme", preset=preset, **{**every, **joining}, **options).encoder
+
+
 def _sentence(facts: dict[str, Any]) -> str:
     before, after, share = facts["tokens_before"], facts["tokens_after"], facts["share"]
     if "plan" in facts:
         return f"{after} of {before} patches computed ({share:.0%}), frames {facts['plan']}"
+    if "frames" in facts:
+        across = f"{facts['tokens_of_several_frames']} of several frames (at most {facts['most_frames_of_a_token']})"
+        return f"{before} patches of {facts['frames']} frames become {after} tokens ({share:.0%}), {across}"
     gone = ", ".join(map(str, facts["removed"])) or "none"
     return f"{before} patches of a {facts['tokens_per']} become {after} tokens ({share:.0%}); in the blocks go {gone}"

@@ -18,8 +18,19 @@ from everyframe.evaluation.reading import AnnotationError, Raw, read_raw, stem, 
 ALL = "all"
 """In place of a split: the whole file."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class NoText:
+    """A place in a file where a text of a video should be and none is."""
+
+    video: str
+    why: str
+    """File, place and what is missing, in one sentence."""
+
+
 Pair = tuple[Sequence[str], str]
 """The videos that a text describes (nearly always one), and the text."""
+Entry = Pair | NoText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +48,18 @@ class RetrievalSet:
     sha256: str
     end_seconds: float | None = None
     """How much of each video counts, from its beginning; None for all of it."""
+    skipped: tuple[NoText, ...] = ()
+    """Texts that are missing or empty. A video that has no other is not in `videos`."""
+
+    @property
+    def num_named(self) -> int:
+        """Videos that the file names, with those that have no text."""
+        return len({*self.videos, *(each.video for each in self.skipped)})
 
     def __post_init__(self) -> None:
         if not self.texts:
-            raise AnnotationError(f"{self.path}: names no text of a video")
+            more = f"; the first of {len(self.skipped)} that are empty: {self.skipped[0].why}" if self.skipped else ""
+            raise AnnotationError(f"{self.path}: names no text of a video{more}")
 
     def only(self, kept: Sequence[bool]) -> RetrievalSet:
         """The videos for which `kept` [V] holds, and the texts that still have one."""
@@ -64,9 +83,10 @@ class Layout:
 
     about: str
     recognises: Callable[[Raw], bool]
-    pairs: Callable[[Raw, str], Iterable[Pair]]
-    """(file, split) -> pairs"""
+    entries: Callable[[Raw, str], Iterable[Entry]]  # of (file, split)
     end_seconds: float | None = None
+    joined: bool = False
+    """Whether the texts of a video are always one query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +128,7 @@ def read_retrieval(
     join all texts of a video into one query (the UMT files of ActivityNet and DiDeMo; their original files are always
     joined). only: a list of video names, one a line or in the column video_id, where the file holds more than the
     split (MSVD's test_list.txt, MSRVTT_train.9k.csv). A video that occurs again is the same video; equal texts stay
-    separate queries.
+    separate queries. Texts that are missing or empty are left out, and `skipped` says where.
 
     Raises AnnotationError, which names file and place, for a file that cannot be used or whose layout must be said.
     """
@@ -118,12 +138,13 @@ def read_retrieval(
         raise AnnotationError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
     chosen = LAYOUTS[name]
     try:
-        pairs = list(chosen.pairs(raw, split))
+        entries = list(chosen.entries(raw, split))
     except (AttributeError, KeyError, TypeError) as error:  # a file of another layout than the one that was named
         raise AnnotationError(f"{raw.path}: is not a {name} file ({chosen.about}); leave out the layout") from error
     if only is not None:
-        pairs = _restrict(pairs, read_names(only), os.fspath(only))
-    if paragraph:
+        entries = _restrict(entries, read_names(only), os.fspath(only))
+    pairs = [entry for entry in entries if not isinstance(entry, NoText)]
+    if paragraph or chosen.joined:
         pairs = _paragraphs(pairs)
     numbers: dict[str, int] = {}
     found = [
@@ -138,6 +159,7 @@ def read_retrieval(
         path=str(raw.path),
         sha256=raw.sha256,
         end_seconds=chosen.end_seconds,
+        skipped=tuple(entry for entry in entries if isinstance(entry, NoText)),
     )
 
 
@@ -166,25 +188,49 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
     raise raw.wrong("must be a list of video names, one a line")
 
 
-def texts_under(entry: dict[str, Any], key: str, where: str) -> list[str]:
-    """One text or a list of them."""
+def _names_under(entry: dict[str, Any], key: str, where: str) -> list[str]:
+    """One name or a list of them."""
     value = entry.get(key)
-    texts = value if isinstance(value, list) else [value]
-    found = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-    if not found or len(found) != len(texts):
+    names = value if isinstance(value, list) else [value]
+    found = [name.strip() for name in names if isinstance(name, str) and name.strip()]
+    if not found or len(found) != len(names):
         raise AnnotationError(f"{where}: {key} must be a text or a list of texts, got {value!r}")
     return found
 
 
-def _umt(raw: Raw, split: str) -> Iterator[Pair]:
+def _texts_under(entry: dict[str, Any], key: str, videos: Sequence[str], where: str) -> Iterator[Entry]:
+    """A pair for one text or for each of a list."""
+    value = entry.get(key)
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        yield NoText(video=videos[0], why=f"{where}: has no {key}")
+    for number, text in enumerate(texts, 1):
+        if _is_missing(text):
+            yield NoText(video=videos[0], why=f"{where}: {key}{f' {number}' if len(texts) > 1 else ''} is empty")
+        elif isinstance(text, str):
+            yield videos, text.strip()
+        else:
+            raise AnnotationError(f"{where}: {key} must be a text or a list of texts, got {value!r}")
+
+
+def _text_under(entry: dict[str, Any], key: str, video: str, where: str) -> Entry:
+    """A pair for the one text of an entry."""
+    if _is_missing(entry.get(key)):
+        return NoText(video=video, why=f"{where}: {key} is empty")
+    return [video], text_of(entry, (key,), where)
+
+
+def _is_missing(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
+
+
+def _umt(raw: Raw, split: str) -> Iterator[Entry]:
     for where, entry in raw.entries():
-        key = "video" if "video" in entry else "image"
-        videos = texts_under(entry, key, where)
-        for text in texts_under(entry, "caption", where):
-            yield videos, text
+        videos = _names_under(entry, "video" if "video" in entry else "image", where)
+        yield from _texts_under(entry, "caption", videos, where)
 
 
-def _msrvtt_csv(raw: Raw, split: str) -> Iterator[Pair]:
+def _msrvtt_csv(raw: Raw, split: str) -> Iterator[Entry]:
     (_, header), *rows = table(raw)
     video, sentence = header.index("video_id"), header.index("sentence")
     for where, fields in rows:
@@ -193,13 +239,12 @@ def _msrvtt_csv(raw: Raw, split: str) -> Iterator[Pair]:
                 f"{where}: has {len(fields)} columns where the header has {len(header)} ({', '.join(header)}); "
                 "put texts that hold the separator in quotes"
             )
-        row = dict(enumerate(fields))
-        if not row[video] or not row[sentence]:
-            raise AnnotationError(f"{where}: video_id and sentence must not be empty")
-        yield [row[video]], row[sentence]
+        if not fields[video]:
+            raise AnnotationError(f"{where}: video_id must not be empty")
+        yield _text_under({"sentence": fields[sentence]}, "sentence", fields[video], where)
 
 
-def _msrvtt_json(raw: Raw, split: str) -> Iterator[Pair]:
+def _msrvtt_json(raw: Raw, split: str) -> Iterator[Entry]:
     splits = {entry["video_id"]: entry.get("split") for entry in raw.value["videos"]}
     if split not in (*splits.values(), ALL):
         known = sorted({str(name) for name in splits.values()})
@@ -208,43 +253,39 @@ def _msrvtt_json(raw: Raw, split: str) -> Iterator[Pair]:
         where = f"{raw.path} sentence {number}"
         video = text_of(entry, ("video_id",), where)
         if split == ALL or splits.get(video) == split:
-            yield [video], text_of(entry, ("caption",), where)
+            yield _text_under(entry, "caption", video, where)
 
 
-def _frozen(raw: Raw, split: str) -> Iterator[Pair]:
+def _frozen(raw: Raw, split: str) -> Iterator[Entry]:
     for number, entry in enumerate(raw.value["annotations"], 1):
         where = f"{raw.path} annotation {number}"
-        yield [text_of(entry, ("image_id", "video_id"), where)], text_of(entry, ("caption",), where)
+        yield _text_under(entry, "caption", text_of(entry, ("image_id", "video_id"), where), where)
 
 
-def _msvd(raw: Raw, split: str) -> Iterator[Pair]:
+def _msvd(raw: Raw, split: str) -> Iterator[Entry]:
     for video, captions in raw.value.items():
-        if not isinstance(captions, list) or not captions:
-            raise AnnotationError(f"{raw.path} key {video!r}: must hold a list of captions, got {captions!r}")
-        for caption in captions:
-            text = caption if isinstance(caption, str) else " ".join(str(token) for token in caption)
-            if not text.strip():
-                raise AnnotationError(f"{raw.path} key {video!r}: has an empty caption")
-            yield [str(video)], text.strip()
+        where = f"{raw.path} key {video!r}"
+        if not isinstance(captions, list):
+            raise AnnotationError(f"{where}: must hold a list of captions, got {captions!r}")
+        texts = [" ".join(map(str, text)) if isinstance(text, (list, tuple)) else text for text in captions]
+        yield from _texts_under({"caption": texts}, "caption", [str(video)], where)
 
 
-def _activitynet(raw: Raw, split: str) -> Iterator[Pair]:
+def _activitynet(raw: Raw, split: str) -> Iterator[Entry]:
     for video, entry in raw.value.items():
-        yield [video], " ".join(texts_under(entry, "sentences", f"{raw.path} key {video!r}"))
+        yield from _texts_under(entry, "sentences", [video], f"{raw.path} key {video!r}")
 
 
-def _didemo(raw: Raw, split: str) -> Iterator[Pair]:
-    pairs = [
-        ([text_of(entry, ("video",), where)], text_of(entry, ("description",), where)) for where, entry in raw.entries()
-    ]
-    return iter(_paragraphs(pairs))
+def _didemo(raw: Raw, split: str) -> Iterator[Entry]:
+    for where, entry in raw.entries():
+        yield _text_under(entry, "description", text_of(entry, ("video",), where), where)
 
 
-def _lsmdc(raw: Raw, split: str) -> Iterator[Pair]:
+def _lsmdc(raw: Raw, split: str) -> Iterator[Entry]:
     for where, fields in _unquoted(raw):
-        if len(fields) < 2 or not fields[0] or not fields[-1]:
+        if len(fields) < 2 or not fields[0]:
             raise AnnotationError(f"{where}: must have a clip name first and its sentence last, separated by tabs")
-        yield [fields[0]], fields[-1]
+        yield _text_under({"sentence": fields[-1]}, "sentence", fields[0], where)
 
 
 def _unquoted(raw: Raw) -> Iterator[tuple[str, list[str]]]:
@@ -253,16 +294,19 @@ def _unquoted(raw: Raw) -> Iterator[tuple[str, list[str]]]:
         yield f"{raw.path} line {number}", [field.strip() for field in line.split("\t")]
 
 
-def _ssv2(key: str) -> Callable[[Raw, str], Iterator[Pair]]:
-    def pairs(raw: Raw, split: str) -> Iterator[Pair]:
+def _ssv2(key: str) -> Callable[[Raw, str], Iterator[Entry]]:
+    def entries(raw: Raw, split: str) -> Iterator[Entry]:
         videos: dict[str, list[str]] = {}
         for where, entry in raw.entries():
-            text = plain_template(text_of(entry, (key,), where))
-            videos.setdefault(text, []).append(text_of(entry, ("id",), where))
+            found = _text_under(entry, key, text_of(entry, ("id",), where), where)
+            if isinstance(found, NoText):
+                yield found
+            else:
+                videos.setdefault(plain_template(found[1]), []).extend(found[0])
         for text, names in videos.items():
             yield names, text
 
-    return pairs
+    return entries
 
 
 def plain_template(text: str) -> str:
@@ -278,9 +322,13 @@ def _paragraphs(pairs: Iterable[Pair]) -> list[Pair]:
     return [(videos, " ".join(texts)) for videos, texts in joined.items()]
 
 
-def _restrict(pairs: list[Pair], names: list[str], source: str) -> list[Pair]:
+def _restrict(entries: list[Entry], names: list[str], source: str) -> list[Entry]:
     wanted = {stem(name) for name in names}
-    kept = [pair for pair in pairs if any(stem(video) in wanted for video in pair[0])]
+
+    def named(entry: Entry) -> bool:
+        return any(stem(video) in wanted for video in ([entry.video] if isinstance(entry, NoText) else entry[0]))
+
+    kept = [entry for entry in entries if named(entry)]
     if not kept:
         raise AnnotationError(f"{source}: names none of the videos of the annotations; check that they belong together")
     return kept
@@ -325,12 +373,14 @@ LAYOUTS: dict[str, Layout] = {
         "ActivityNet Captions: {video: {sentences, timestamps, duration}}; a video's sentences are joined",
         lambda raw: raw.is_dict and isinstance(raw.first, dict) and "sentences" in raw.first,
         _activitynet,
+        joined=True,
     ),
     "didemo": Layout(
         "DiDeMo: [{video, description, times}]; a video's descriptions are joined, its first 30 s count",
         lambda raw: _has(raw, "video", "description"),
         _didemo,
         end_seconds=30.0,
+        joined=True,
     ),
     "lsmdc": Layout(
         "LSMDC: clip name, times and sentence, separated by tabs",

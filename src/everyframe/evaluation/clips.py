@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everyframe.evaluation.reading import AnnotationError, stem
+from everyframe.evaluation.reading import AnnotationError, spellings, stem
 from everyframe.feature_files import FeaturesError, write_whole
 from everyframe.video import (
     VideoError,
@@ -58,10 +58,10 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that is left out."""
+    """A video that is left out, or a text of one that is empty."""
 
     video: str
-    kind: Literal["missing", "unreadable"]
+    kind: Literal["missing", "unreadable", "no text"]
     error: str
 
 
@@ -162,7 +162,9 @@ class VideoFolder:
         direct = self.folder / name
         if direct.exists():
             return direct
-        candidates = self._index().get(stem(os.path.basename(name)), [])
+        index = self._index()
+        found = (index.get(spelling) for spelling in spellings(stem(os.path.basename(name))))
+        candidates = next(filter(None, found), [])
         parent = os.path.dirname(name).strip("/")
         if len(candidates) > 1 and parent:
             candidates = [path for path in candidates if str(path.parent).endswith(parent)] or candidates

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from everyframe.cost import flops
+from everyframe.evaluation import published_tempme
 from everyframe.evaluation.clips import Failure, Reader
 from everyframe.evaluation.published import architecture_of, is_published_schedule, published
 from everyframe.version import package_version
@@ -39,7 +40,7 @@ class Outcome:
 
     @property
     def partial(self) -> bool:
-        """Videos are missing, so that the numbers are not those of the split."""
+        """Videos or texts are missing, so that the numbers are not those of the split."""
         return bool(self.failures)
 
     @property
@@ -50,8 +51,10 @@ class Outcome:
     def published(self) -> dict[str, float]:
         """The paper's numbers for this model, task and schedule; empty where it has none.
 
-        Its retrieval is re-ranked, so that the dual encoder alone is compared in cost only.
+        vid-TLDR's retrieval is re-ranked, so that the dual encoder alone is compared in cost only; TempMe's is not.
         """
+        if self._of_frames:
+            return published_tempme.published_for(self.architecture, self.dataset, self.settings)
         task, reduce = f"{self.dataset}-{self.task}", self.settings.get("reader", {}).get("reduce", ())
         if self.architecture is None or self.dataset is None or self.gflops is None:
             return {}
@@ -61,6 +64,18 @@ class Outcome:
         if self.task == "retrieval" and self.headline != "re-ranked":
             return {name: value for name, value in found.items() if name == GFLOPS}
         return found
+
+    @property
+    def published_from(self) -> str:
+        """Where TempMe's numbers are printed and what they are of; empty where `published` has none of them."""
+        if not (self._of_frames and self.published()):
+            return ""
+        return published_tempme.FROM.format(published_tempme.tables_of(self.architecture, self.dataset, self.method))
+
+    @property
+    def _of_frames(self) -> bool:
+        """Retrieval with an image model, as in TempMe's tables."""
+        return self.task == "retrieval" and "frame_features" in self.settings.get("reader", {})
 
     def rows(self) -> list[tuple[str, str, float, float | None]]:
         """(block, metric, ours, published or None), cost last; only the headline block has published numbers."""
@@ -84,6 +99,7 @@ class Outcome:
             "metrics": self.metrics,
             "gflops_per_clip": self.gflops,
             "published": reported,
+            **({"published_from": self.published_from} if self.published_from else {}),
             "difference": {name: ours[name] - value for name, value in reported.items() if name in ours},
             "partial": self.partial,
             "videos": self.videos,
@@ -117,7 +133,8 @@ def method_of(reader: Reader) -> str:
 
 def facts_of(reader: Reader) -> dict[str, Any]:
     """The fields of `Outcome` that the reader decides."""
-    return {"gflops": gflops_of(reader), "architecture": architecture_of(reader.model), "method": method_of(reader)}
+    size = published_tempme.clip_architecture(reader.model) or architecture_of(reader.model)
+    return {"gflops": gflops_of(reader), "architecture": size, "method": method_of(reader)}
 
 
 def check_some_left(kept: Sequence[object], failures: Sequence[Failure]) -> None:

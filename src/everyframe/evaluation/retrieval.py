@@ -64,8 +64,9 @@ def evaluate_retrieval(
     where the model lets one choose. sampling: default the reader's own, else the middle frames, within the seconds that
     the annotations say.
 
-    Videos that are missing or unreadable are left out together with texts that have no other video; the result says
-    which. cache: a folder for features and tokens, so that a killed run goes on where it was.
+    Videos that are missing or unreadable are left out together with texts that have no other video, and so are texts
+    that are empty in the file; the result says which. cache: a folder for features and tokens, so that a killed run
+    goes on where it was.
 
     Raises ModelError where the model cannot do it, ValueError where no video is left.
     """
@@ -108,11 +109,11 @@ def evaluate_retrieval(
         dataset=dataset,
         metrics=metrics,
         videos=len(left.videos),
-        wanted=len(items.videos),
+        wanted=items.num_named,
         queries=len(left.texts),
         settings={**reader_settings(reader, sampling), "rerank": rerank, "max_tokens": max_tokens},
         annotations=[{"path": items.path, "sha256": items.sha256, "layout": items.layout}],
-        failures=tuple(failures),
+        failures=(*failures, *(Failure(each.video, "no text", each.why) for each in items.skipped)),
         **facts_of(reader),
     )
 

@@ -1,16 +1,18 @@
 """From videos to features: decode ahead, encode in batches, resume, report what failed."""
 
-from everyframe.pipeline.decoding import Sampling
+from everyframe.pipeline.clips import frames_of
 from everyframe.pipeline.encode import Outcome, encode_recipe, encode_video, encode_videos
 from everyframe.pipeline.plan import Forecast, forecast
 from everyframe.pipeline.recipe import RECIPE_SUFFIX, Recipe
 from everyframe.pipeline.restore import restore
 from everyframe.pipeline.resume import JOURNAL, is_address, output_paths
+from everyframe.pipeline.sampling import ClipSampling, Sampling
 from everyframe.pipeline.window import Window, read_window
 
 __all__ = [
     "JOURNAL",
     "RECIPE_SUFFIX",
+    "ClipSampling",
     "Forecast",
     "Outcome",
     "Recipe",
@@ -20,6 +22,7 @@ __all__ = [
     "encode_video",
     "encode_videos",
     "forecast",
+    "frames_of",
     "is_address",
     "output_paths",
     "read_window",

@@ -15,13 +15,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from everyframe.encoders import Encoder
+from everyframe.encoders import Encoder, TempMe
 from everyframe.encoders.dense import full_frame_macs
 from everyframe.features import FeaturesError, VideoFeatures
-from everyframe.pipeline.decoding import Finished, Sampling, model_facts, read_chunks
+from everyframe.pipeline.clips import ClipEncoder, driven, frames_of
+from everyframe.pipeline.decoding import Finished, model_facts, read_chunks
 from everyframe.pipeline.gather import AllFeatures, Gatherer, PlanAndIFeatures
 from everyframe.pipeline.recipe import RECIPE_SUFFIX, Recipe
 from everyframe.pipeline.resume import Journal, is_done, source_name
+from everyframe.pipeline.sampling import ClipSampling, Sampling
 from everyframe.pipeline.window import Chunk, last_end
 from everyframe.version import package_version
 from everyframe.video import Source, VideoError, decode_ahead
@@ -37,7 +39,8 @@ _CHUNKS_AHEAD = 2
 class Outcome:
     """What became of one video in a batch. `error` says why it failed, or what a partial one lost.
 
-    gflops_per_frame, gflops_share: of a video encoded now, what it took and as a share of dense.
+    num_frames: of features, which are those of clips with TempMe. gflops_per_frame, gflops_share: of a video encoded
+    now, what it took and as a share of dense.
     """
 
     source: str
@@ -52,25 +55,47 @@ class Outcome:
 
 def encode_video(
     source: Source,
-    encoder: Encoder,
+    encoder: Encoder | TempMe,
     *,
-    fps: float = 3.0,
+    fps: float | None = None,
+    clip_seconds: float | None = None,
+    frames: int | None = None,
     start: float | None = None,
     end: float | None = None,
     keep_partial: bool = False,
     dtype: str = "float32",
     progress: Progress | None = None,
 ) -> VideoFeatures:
-    """Sample a video at `fps` by presentation time and encode it, streaming.
+    """Sample a video at `fps` by presentation time and encode it, streaming; with TempMe, clip by clip.
 
     source: a file, a folder of images, an address FFmpeg reads, bytes, or a binary file object.
+    fps: features per second, 3 by default; not with TempMe.
+    clip_seconds, frames: with TempMe alone, seconds of a clip (10 by default) and frames that are read of it (as many
+        as the encoder is made for, else 12), see `ClipSampling`. There is one feature per clip; its time is where the
+        clip begins.
     start, end: seconds; only frames whose time lies in [start, end).
     dtype: "float32" or "float16" of the stored embeddings.
     keep_partial: of a damaged file keep the frames that can be read; the gaps are in settings["damage"].
     Raises VideoError when the video cannot be read or has no frames there, ValueError for bad arguments.
     """
-    sampling = Sampling(fps=fps, start=start, end=end, keep_partial=keep_partial)
-    return _encode(source, encoder, sampling, dtype, progress, AllFeatures)
+    limits = {"start": start, "end": end, "keep_partial": keep_partial}
+    sampling = _sampling(encoder, fps, clip_seconds, frames, limits)
+    return _encode(source, driven(encoder, sampling), sampling, dtype, progress, AllFeatures)
+
+
+def _sampling(
+    encoder: Encoder | TempMe, fps: float | None, clip_seconds: float | None, frames: int | None, limits: dict[str, Any]
+) -> Sampling | ClipSampling:
+    """What the encoder reads. Raises ValueError for what the other kind of encoder takes."""
+    if isinstance(encoder, TempMe):
+        if fps is not None:
+            raise ValueError("fps has no meaning with TempMe, which reads clips; clip_seconds and frames say which")
+        seconds = ClipSampling.clip_seconds if clip_seconds is None else clip_seconds
+        return ClipSampling(clip_seconds=seconds, frames=frames_of(encoder) if frames is None else frames, **limits)
+    if clip_seconds is not None or frames is not None:
+        name = "frames" if clip_seconds is None else "clip_seconds"
+        raise ValueError(f"{name} has a meaning with TempMe alone, not with {type(encoder).__name__}; use fps")
+    return Sampling(fps=Sampling.fps if fps is None else fps, **limits)
 
 
 def encode_recipe(
@@ -98,7 +123,7 @@ def encode_recipe(
 def _encode(
     source: Source,
     encoder: Encoder,
-    sampling: Sampling,
+    sampling: Sampling | ClipSampling,
     dtype: str,
     progress: Progress | None,
     gather: Callable[[Encoder, str], Gatherer[T]],
@@ -115,9 +140,9 @@ def _encode(
 
 def encode_videos(
     sources: Sequence[tuple[str | Path, Path]],
-    encoder: Encoder,
+    encoder: Encoder | TempMe,
     *,
-    sampling: Sampling,
+    sampling: Sampling | ClipSampling,
     dtype: str = "float32",
     progress: Progress | None = None,
     journal_file: Path | None = None,
@@ -131,6 +156,7 @@ def encode_videos(
     write is left alone, and the video fails. Outputs appear whole or not at all.
     journal_file: where outcomes are appended; a file that could not be read before, and has not changed, is not
     tried again unless `retry_failed`.
+    sampling: for TempMe a `ClipSampling`, for all other encoders a `Sampling`.
     recipe: write recipes (see `encode_recipe`) instead of features, to output files named NAME.recipe.npz.
     Raises ValueError for bad arguments before any work.
     """
@@ -141,7 +167,7 @@ def encode_videos(
     for _, output in sources if recipe else ():
         if not output.name.endswith(RECIPE_SUFFIX):
             raise ValueError(f"{output}: a recipe must be named NAME{RECIPE_SUFFIX}, to be told from features")
-    work = _Work(encoder, sampling, dtype, Journal(journal_file), retry_failed, recipe)
+    work = _Work(driven(encoder, sampling), sampling, dtype, Journal(journal_file), retry_failed, recipe)
     return _encode_each(sources, work, progress or _silent)
 
 
@@ -170,7 +196,7 @@ class _Work:
     """What a batch does with every video."""
 
     encoder: Encoder
-    sampling: Sampling
+    sampling: Sampling | ClipSampling
     dtype: str
     journal: Journal
     retry_failed: bool
@@ -229,13 +255,14 @@ def _encode_to_file(
     except (FeaturesError, OSError) as error:
         return Outcome(source=source, output=output, status="failed", error=str(error)), "output"
     damage = feats.settings.get("damage")
+    kept = f"{feats.num_frames} {'clips' if isinstance(work.sampling, ClipSampling) else 'frames'}"
     outcome = Outcome(
         source=source,
         output=output,
         status="partial" if damage else "done",
         num_frames=feats.num_frames,
         seconds=float(feats.frame_ends[-1] - feats.times[0]),
-        error=f"{source}: kept {feats.num_frames} frames; {'; '.join(damage)}" if damage else None,
+        error=f"{source}: kept {kept}; {'; '.join(damage)}" if damage else None,
         gflops_per_frame=feats.settings["gflops_per_frame"],
         gflops_share=feats.settings["gflops_share"],
     )
@@ -248,41 +275,47 @@ def _encode_to_file(
 def _consume(
     ahead: Iterator[Any],
     encoder: Encoder,
-    sampling: Sampling,
+    sampling: Sampling | ClipSampling,
     dtype: str,
     report: Callable[[int, float], None],
     gatherer: Gatherer[T],
 ) -> T:
     """Encode the chunks of one video up to its `Finished`."""
-    frames, last, macs = 0, 0.0, 0.0
+    rows, last, macs = 0, 0.0, 0.0
+    each = encoder.frames if isinstance(encoder, ClipEncoder) else 1
     for item in ahead:
         if isinstance(item, Finished):
             if item.error is not None:
                 raise item.error
             settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": package_version()}
-            settings.update(_costs(encoder, frames, macs))
+            settings.update(_costs(encoder, rows, macs))
             if item.motion_source is not None:
                 settings["motion_source"] = item.motion_source
             if item.damage:
                 settings["damage"] = item.damage
+            end = last_end(last, item.end_seconds, sampling.end)
+            report(rows * each, last if end is None else end)
             provenance = {
                 "video": item.video,
                 "model": model_facts(encoder.model),
                 "settings": settings,
-                "end_seconds": last_end(last, item.end_seconds, sampling.end),
+                "end_seconds": end,
             }
             return gatherer.finish(provenance)
         features, count = encoder.encode_planned(item.pixels, item.plan), len(item.times)
         gatherer.add(item.times, item.plan[:count], features[:count].cpu().numpy())
-        frames, last = frames + count, item.times[-1]
+        rows, last = rows + count, item.times[-1]
         macs += sum(encoder.plan_macs(item.plan, "all").values())
-        report(frames, last)
+        report(rows * each, last)
     raise RuntimeError("the decoding thread ended without finishing its video")
 
 
-def _costs(encoder: Encoder, frames: int, macs: float) -> dict[str, float]:
+def _costs(encoder: Encoder, rows: int, macs: float) -> dict[str, float]:
     """What was computed, in 10^9 multiply-accumulates per frame and as a share of dense encoding; the plan decides."""
-    dense = frames * sum(full_frame_macs(encoder.model, "all").values())
+    if isinstance(encoder, ClipEncoder):
+        frames, dense = rows * encoder.frames, rows * encoder.dense_macs()
+    else:
+        frames, dense = rows, rows * sum(full_frame_macs(encoder.model, "all").values())
     # Rounded, so that the order of additions, which depends on the batch size, leaves no trace.
     return {"gflops_per_frame": float(f"{macs / frames / 1e9:.6g}"), "gflops_share": float(f"{macs / dense:.6g}")}
 
@@ -299,7 +332,9 @@ def _check_encoder(encoder: object) -> None:
         )
 
 
-def _check_recipe(encoder: Encoder) -> None:
+def _check_recipe(encoder: Encoder | TempMe) -> None:
+    if isinstance(encoder, TempMe):
+        raise ValueError("a recipe keeps the features of I-frames, and TempMe gives features of clips; keep features")
     if encoder.looks_ahead:
         raise ValueError("a recipe's chunks stand alone and cannot look ahead; use two_sided=False, or keep features")
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everyframe.cost import flops
-from everyframe.encoders import Encoder
-from everyframe.pipeline.decoding import Sampling
+from everyframe.encoders import Encoder, TempMe
+from everyframe.pipeline.clips import driven
+from everyframe.pipeline.sampling import ClipSampling, Sampling
 from everyframe.video import VideoError, probe
 
 _PROBED = 200  # of more videos only so many are opened beforehand
@@ -17,9 +18,10 @@ _PROBED = 200  # of more videos only so many are opened beforehand
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Estimates from the files' headers: `seconds` per video in order, frames to encode, multiply-accumulates.
+    """Estimates from the files' headers: `seconds` per video in order, features to come, multiply-accumulates.
 
-    macs: None where they depend on what the videos show, as with every plan but "fixed".
+    num_frames: features, which with TempMe are those of clips. macs: None where they depend on what the videos show, as
+    with every plan but "fixed".
     """
 
     seconds: list[float]
@@ -31,8 +33,9 @@ class Forecast:
         return sum(self.seconds)
 
 
-def forecast(sources: Sequence[str | Path], encoder: Encoder, sampling: Sampling) -> Forecast:
+def forecast(sources: Sequence[str | Path], encoder: Encoder | TempMe, sampling: Sampling | ClipSampling) -> Forecast:
     """Look at the headers of (at most 200 of) the videos. One that cannot be opened counts as zero seconds."""
+    encoder = driven(encoder, sampling)
     # Chosen at random but always the same: every n-th would be misled by folders with a rhythm.
     chosen = random.Random(0).sample(range(len(sources)), min(len(sources), _PROBED))
     known = {index: _expect(sources[index], sampling) for index in chosen}
@@ -45,8 +48,8 @@ def forecast(sources: Sequence[str | Path], encoder: Encoder, sampling: Sampling
     return Forecast(seconds=seconds, num_frames=frames, macs=macs)
 
 
-def _expect(source: str | Path, sampling: Sampling) -> tuple[float, float]:
-    """Seconds and frames to encode; never more frames than the video has."""
+def _expect(source: str | Path, sampling: Sampling | ClipSampling) -> tuple[float, float]:
+    """Seconds to encode, and features."""
     try:
         info = probe(source)
     except VideoError:
@@ -54,4 +57,4 @@ def _expect(source: str | Path, sampling: Sampling) -> tuple[float, float]:
     duration = info.duration_seconds or 0.0
     end = duration if sampling.end is None else min(sampling.end, duration)
     seconds = max(end - (sampling.start or 0.0), 0.0)
-    return seconds, seconds * min(sampling.fps, info.average_fps or sampling.fps)
+    return seconds, sampling.num_rows(seconds, info.average_fps)

@@ -21,9 +21,10 @@ from everyframe.encoders.baselines import fidelity
 from everyframe.encoders.dense import encode_full
 from everyframe.encoders.tokenizer import shipped_tokenizer
 from everyframe.features import FeaturesError, VideoFeatures
-from everyframe.pipeline.decoding import Sampling, model_facts
+from everyframe.pipeline.decoding import model_facts
 from everyframe.pipeline.recipe import Recipe
 from everyframe.pipeline.resume import identity, is_address, source_name
+from everyframe.pipeline.sampling import Sampling
 from everyframe.pipeline.window import Chunk, preprocessed, regrouped
 from everyframe.video import Sample, Source, VideoError, decode_ahead, sample_frames
 

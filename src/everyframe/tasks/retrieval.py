@@ -1,22 +1,27 @@
-"""Search: the best moments for a query over many videos, by comparing with every frame."""
+"""Search: the best moments, clips or videos for a query, over many videos."""
 
 import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from everyframe.feature_files import RECIPE_SUFFIX
-from everyframe.features import SUFFIXES, FeaturesError, VideoFeatures, check_same_space, space_of
+from everyframe.features import SUFFIXES, FeaturesError, VideoFeatures, check_same_space, is_of_clips, space_of
 from everyframe.spans import Moment, nms
-from everyframe.tasks.grounding import ground
+from everyframe.tasks.grounding import ground, similarity
+
+Level = Literal["moment", "clip", "video"]
+LEVELS: tuple[Level, ...] = ("moment", "clip", "video")
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A moment [start, end) of a video in seconds; score is a cosine, comparable across one search.
+    """A moment, a clip or all of a video, [start, end) in seconds; score is a cosine, comparable across one search.
 
     video: the path that the features recorded.
     """
@@ -31,25 +36,35 @@ def search(
     features: Iterable[VideoFeatures] | str | os.PathLike[str],
     query: Any,
     *,
+    level: Level = "moment",
     top: int = 10,
     per_video: int = 3,
     smooth: float = 2.0,
     threshold: float = 1.0,
     shortest: float = 2.0,
 ) -> list[Hit]:
-    """The best moments over all videos, highest score first; ties keep the order of the videos.
+    """The best moments, clips or videos, highest score first; ties keep the order of the videos.
+
+    level: "moment": stretches of frames that `ground` finds; where the features are of clips (TempMe), clips. "clip":
+        clips. "video": one hit per video. With features of clips that is its best clip; with those of frames all of the
+        video, scored by the mean of the normalised features (CLIP4Clip's mean pooling).
 
     features: a folder of feature files, or any iterable, read once; one video's features are in memory at a time.
         Of several features of one video the first counts, with a warning.
     query: [dim], array or tensor. per_video: the most hits that one video may take; they do not overlap.
+
+    Of moments made of frames alone:
     smooth: seconds of moving average. Shorter than `ground`'s 5 s, because here peaks of different videos
     compete: 5 s would take most of the height off a one-second event and rank long lukewarm scenes above it.
     threshold: as in `ground`. shortest: seconds; a shorter moment grows on both sides, as far as the video
     goes.
 
     Raises ValueError for a query of another dim or parameters out of range, FeaturesError where two videos
-    come from different models, a frame is zero, or the features do not say which video they are of.
+    come from different models, some features are of frames and others of clips, a frame is zero, there are no clips
+    for level="clip", or the features do not say which video they are of.
     """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     if top < 1 or per_video < 1:
         raise ValueError(f"top and per_video must be at least 1, got {top} and {per_video}")
     if not (math.isfinite(shortest) and shortest >= 0):
@@ -60,9 +75,12 @@ def search(
     seen: set[str] = set()
     repeated = 0
     space: dict[str, Any] | None = None
+    of_clips: bool | None = None
     for feats in features:
         space = space or space_of(feats)
         check_same_space(space, feats)
+        of_clips = is_of_clips(feats) if of_clips is None else of_clips
+        _check_kind(feats, of_clips, level)
         video = feats.video.get("path")
         if not isinstance(video, str):
             raise FeaturesError('the features do not say which video they are of: video["path"] is missing')
@@ -70,10 +88,15 @@ def search(
             repeated += 1
             continue
         seen.add(video)
-        # Twice as many as asked for: growing to `shortest` can make neighbours overlap, and one of them goes.
-        moments = ground(feats, query, top=2 * per_video, smooth=smooth, threshold=threshold, overlap=0.0)
-        grown = [_at_least(moment, shortest, feats) for moment in moments]
-        found = [Hit(video, m.start, m.end, m.score) for m in nms(grown, 0.0, top=per_video)]
+        if level == "video":
+            moments = _best_rows(feats if of_clips else _pooled(feats), query, 1)
+        elif of_clips:
+            moments = _best_rows(feats, query, per_video)
+        else:
+            # Twice as many as asked for: growing to `shortest` can make neighbours overlap, and one of them goes.
+            moments = ground(feats, query, top=2 * per_video, smooth=smooth, threshold=threshold, overlap=0.0)
+            moments = nms([_at_least(moment, shortest, feats) for moment in moments], 0.0, top=per_video)
+        found = [Hit(video, m.start, m.end, m.score) for m in moments]
         hits = sorted(hits + found, key=lambda hit: -hit.score)[:top]
     if repeated:
         warnings.warn(
@@ -81,6 +104,41 @@ def search(
             stacklevel=2,
         )
     return hits
+
+
+def _check_kind(feats: VideoFeatures, of_clips: bool, level: Level) -> None:
+    """Raise FeaturesError unless the features are of the kind of the first ones, and the level is one they have."""
+    video = feats.video.get("path")
+    if is_of_clips(feats) != of_clips:
+        kinds = ("clips", "frames") if of_clips else ("frames", "clips")
+        raise FeaturesError(
+            f"features of frames and of clips are not comparable: the first are of {kinds[0]}, those of {video} of "
+            f"{kinds[1]}; encode all videos with one encoder"
+        )
+    if level == "clip" and not of_clips:
+        raise FeaturesError(
+            f"the features of {video} are of frames, and there are no clips to find in them; encode it with "
+            "--encoder tempme, or search for moments or videos"
+        )
+
+
+def _best_rows(feats: VideoFeatures, query: Any, top: int) -> list[Moment]:
+    """The rows nearest to the query, each from where it begins to where the next one does; the earlier of equals."""
+    scores, ends = similarity(feats, query), feats.frame_ends
+    return [Moment(feats.times[row], ends[row], scores[row]) for row in np.argsort(-scores, kind="stable")[:top]]
+
+
+def _pooled(feats: VideoFeatures) -> VideoFeatures:
+    """One row for all of the video: the mean of the normalised ones."""
+    if not feats.num_frames:
+        return feats
+    total = np.zeros(feats.dim)
+    for first in range(0, feats.num_frames, 8192):  # blocks: no second copy of all of them
+        rows = slice(first, first + 8192)
+        total += (feats.embeddings[rows] / feats.norms[rows, None]).sum(axis=0, dtype=np.float64)
+    mean = (total / feats.num_frames).astype(np.float32)
+    end = float(feats.frame_ends[-1])
+    return replace(feats, times=feats.times[:1], embeddings=mean[None], roles=feats.roles[:1], end_seconds=end)
 
 
 def _at_least(moment: Moment, seconds: float, feats: VideoFeatures) -> Moment:
@@ -103,6 +161,11 @@ def load_folder(
     Raises FeaturesError at once where the folder is missing or holds no feature file, and ImportError where a
     format's package is missing: no file of that format could be read.
     """
+    return _load_each(feature_paths(path), failures)
+
+
+def feature_paths(path: str | os.PathLike[str]) -> list[Path]:
+    """All feature files below a folder, sorted. Raises FeaturesError where it is missing or holds none."""
     folder = Path(path)
     if not folder.is_dir():
         raise FeaturesError(f"{folder} is not a folder; give the one that holds the features")
@@ -112,7 +175,7 @@ def load_folder(
         raise FeaturesError(f"{folder} holds recipes alone; everyframe restore makes features from them")
     if not files:
         raise FeaturesError(f"{folder} holds no features ({', '.join(SUFFIXES)}); encode some videos first")
-    return _load_each(files, failures)
+    return files
 
 
 def _load_each(files: list[Path], failures: list[tuple[Path, FeaturesError]] | None) -> Iterator[VideoFeatures]:

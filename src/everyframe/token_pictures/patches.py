@@ -6,6 +6,8 @@ c pixels along the side of a patch as drawn, so that a frame is g c pixels wide.
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +21,18 @@ _DARK, _LIGHT = (16, 18, 22), (118, 122, 130)  # between tokens, on light and on
 _DIM = 64  # mean level below which a patch is dark
 _FADED = 0.25  # brightness that is left of what was not computed
 _EDGE = (255, 200, 40)  # of what was computed
+_LINE = 2  # pixels of the line around a token that several frames share
+_OUTLINES = (  # unlike each other, also where red and green look alike (after Okabe and Ito)
+    (230, 159, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (0, 114, 178),
+    (255, 255, 255),
+)
+OUTLINED = len(_OUTLINES)
 _TINT = 0.72  # share of the heat colour; the rest is the frame in grey
 _VIRIDIS = (  # 17 of its points, evenly spaced; lightness rises all the way
     "440154",
@@ -78,6 +92,14 @@ def patches_per_token(owners: np.ndarray) -> np.ndarray:
     return np.where(kept, sizes[owners.clip(0)], 0)
 
 
+def frames_per_token(owners: np.ndarray) -> np.ndarray:
+    """Over how many steps in time the token of each patch spreads: int64 like `owners`; 0 where it was dropped."""
+    steps = np.broadcast_to(np.arange(len(owners))[:, None, None], owners.shape)
+    kept = owners >= 0
+    tokens = np.unique(np.stack((owners[kept], steps[kept])), axis=1)[0]
+    return np.where(kept, np.bincount(tokens, minlength=1)[owners.clip(0)], 0)
+
+
 def mass_per_patch(owners: np.ndarray, masses: np.ndarray) -> np.ndarray:
     """A token's mass divided by its number of patches, at each of them: float64 like `owners`; 0 where dropped.
 
@@ -127,6 +149,25 @@ def draw_merged(colours: np.ndarray, owners: np.ndarray) -> np.ndarray:
     dark = picture.mean(axis=3) < _DIM
     picture[line & ~dark] = _DARK
     picture[line & dark] = _LIGHT
+    return picture
+
+
+def draw_joined(colours: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """As `draw_merged`, and around the largest tokens that several frames share a line, each in a colour of its own.
+
+    The same colour in all frames; at most `OUTLINED`, as the eye does not follow more.
+    """
+    picture, inside = draw_merged(colours, owners), spread(owners)
+    tokens, sizes = np.unique(owners[frames_per_token(owners) > 1], return_counts=True)
+    reach = range(-_LINE, _LINE + 1)
+    padded = np.pad(inside, ((0, 0), (_LINE, _LINE), (_LINE, _LINE)), constant_values=-2)
+    height, width = inside.shape[1:]
+    edge = np.zeros(inside.shape, bool)
+    for down, right in product(reach, reach):
+        top, left = _LINE + down, _LINE + right
+        edge |= padded[:, top : top + height, left : left + width] != inside
+    for token, colour in zip(tokens[np.argsort(-sizes, kind="stable")], _OUTLINES, strict=False):
+        picture[edge & (inside == token)] = colour
     return picture
 
 

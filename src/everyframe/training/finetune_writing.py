@@ -49,6 +49,18 @@ def fitted(tuning: Tuning, positions: dict[int, Tensor]) -> dict[str, int]:
     return {tuning.how: tuning.count(), "positions": sum(tensor.numel() for tensor in positions.values())}
 
 
+def _unpublished(recipe: dict[str, Any]) -> list[str]:
+    """A line on what the paper's recipe does not have, where it was used."""
+    used = []
+    if recipe["together"]:
+        used.append("pairs that make a couple meet in one batch (`--together`)")
+    if recipe["positions_rate"] is not None:
+        used.append(
+            f"clip positions have a learning rate of their own, {recipe['positions_rate']:g} (`--positions-rate`)"
+        )
+    return [f"Not in the paper's recipe: {'; '.join(used)}."] if used else []
+
+
 def card(facts: dict[str, Any]) -> str:
     """README.md in the hub's format: what it is, how it was made, what it reaches."""
     scores, recipe, data, schedule = facts["validation"], facts["recipe"], facts["data"], facts["schedule"]
@@ -85,6 +97,7 @@ def card(facts: dict[str, Any]) -> str:
             f"pairs, AdamW at {recipe['rate']:g} (warm-up {recipe['warm_up']:g}, half-cosine), weight decay "
             f"{recipe['weight_decay']:g}, gradient norm {recipe['clip']:g}, {recipe['precision']}, seed "
             f"{recipe['seed']}.",
+            *_unpublished(recipe),
             f"Data: {data['captions']} captions of {data['videos']} videos (fingerprint `{data['fingerprint']}`); "
             f"best of all validations at step {facts['best_step']}.",
             "",

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from everyframe.video.motion import MotionMeter
 from everyframe.video.opening import Input, Source, source_name
 from everyframe.video.picture import Converter
 from everyframe.video.references import References
+
+OnFewer = Literal["warn", "accept"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class SampledVideo(Iterator[Sample]):
     complete when the iteration is.
     """
 
-    def __init__(self, frames: Decoder | ImageFolder, plan: Timing, meter: MotionMeter | None):
+    def __init__(
+        self, frames: Decoder | ImageFolder, plan: Timing, meter: MotionMeter | None, on_fewer: OnFewer = "warn"
+    ):
         self.info: VideoInfo = frames.info
         self.num_frames_decoded = 0
         self.last_end_seconds = 0.0
@@ -56,6 +60,7 @@ class SampledVideo(Iterator[Sample]):
         self._frames = frames
         self._plan = plan
         self._meter = meter
+        self._on_fewer = on_fewer
         self._samples = self._run()
 
     @property
@@ -138,7 +143,7 @@ class SampledVideo(Iterator[Sample]):
                 f"the video ends at {self.last_end_seconds:.2f} s"
             )
         each_given_once = wanted > emitted == inside and not self.damage
-        if self._plan.fps is not None and each_given_once:
+        if self._plan.fps is not None and each_given_once and self._on_fewer == "warn":
             finish = self.last_end_seconds if end is None else min(float(end), self.last_end_seconds)
             seconds = max(finish - float(start), 1e-9)
             warnings.warn(
@@ -225,6 +230,7 @@ def sample_frames(
     end: float | None = None,
     motion: bool = False,
     on_damage: OnDamage = "raise",
+    on_fewer: OnFewer = "warn",
     threads: int | None = None,
     image_fps: float | None = None,
 ) -> SampledVideo:
@@ -248,6 +254,7 @@ def sample_frames(
         MPEG-2 and their relatives), else from luma. `Sample.motion_source` says which; a file has only one.
     on_damage: "raise" raises VideoError at the first damaged packet, or at the end when less came than the
         header promises; "skip" leaves out what cannot be read, and `damage` lists it.
+    on_fewer: "accept" gives no warning where the video has fewer frames than `fps`.
     threads: decoder threads; None leaves the choice to FFmpeg.
 
     Colours follow the matrix and range the file states (BT.601 where it states none, as FFmpeg does);
@@ -260,6 +267,8 @@ def sample_frames(
     plan = Timing(exact_rate("fps", fps), *time_range(source, start, end))
     if on_damage not in ("raise", "skip"):
         raise ValueError(f'on_damage must be "raise" or "skip", got {on_damage!r}')
+    if on_fewer not in ("warn", "accept"):
+        raise ValueError(f'on_fewer must be "warn" or "accept", got {on_fewer!r}')
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     frames: Decoder | ImageFolder
@@ -276,7 +285,8 @@ def sample_frames(
     try:
         if plan.start > 0:
             frames.seek(plan.start)
-        return SampledVideo(frames, plan, MotionMeter(frames.geometry, frames.info.codec) if motion else None)
+        meter = MotionMeter(frames.geometry, frames.info.codec) if motion else None
+        return SampledVideo(frames, plan, meter, on_fewer)
     except BaseException:
         frames.close()
         raise
