@@ -35,6 +35,7 @@ LEVELS = {
     "console": 4,
     "demo": 4,
     "evaluation": 4,
+    "exports": 4,
     "library": 4,
     "preview": 4,
     "scale": 4,

@@ -95,6 +95,26 @@ class Model(nn.Module):
         return torch.cat(features)
 
     @torch.no_grad()
+    def text_states(self, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """What CLIP's text tower makes of each text, for trainers that read tokens: states and feature, on the CPU.
+
+        states: float32 [L, W], each token's output after the last norm and before the projection, from the start token
+        to the end token (transformers' last_hidden_state without padding). feature: float32 [dim], that of
+        `encode_text` before it is normalised. Texts are cut, and errors raised, as there; a ModelError also for a tower
+        that is not causal (SigLIP), whose padding is part of what it reads.
+        """
+        texts = check_texts(texts)
+        if self.text is None or self._tokenizer is None or not self.text.config.causal:
+            raise ModelError(f"{self.name} has no causal text tower, so texts have no token states: load a CLIP model")
+        found: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(texts), _TEXT_BATCH):
+            ids, _ = self._tokenizer(texts[start : start + _TEXT_BATCH])
+            states, features = self.text.states(ids.to(self.device))
+            states, features, ends = states.float().cpu(), features.float().cpu(), self.text.ends(ids)
+            found += [(own[: end + 1], feature) for own, feature, end in zip(states, features, ends, strict=True)]
+        return found
+
+    @torch.no_grad()
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
         """Frames uint8 [T, H, W, 3] RGB, NumPy or torch -> float32 [T, 3, S, S], as the model was trained.
 

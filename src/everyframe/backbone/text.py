@@ -55,13 +55,23 @@ class TextTransformer(nn.Module):
         `mask` [B, L], true where a token is real, keeps the padding out of the attention. A causal tower has
         no need of it when the padding comes last, and ignores it.
         """
+        x = self._blocks(ids, mask)
+        return self.projection(self.norm_post(x[torch.arange(len(x), device=x.device), self.ends(ids)]))
+
+    def states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids [B, L] of a causal tower to its normed states [B, L, W], not projected, and features [B, D]."""
+        states = self.norm_post(self._blocks(ids, None))
+        return states, self.projection(states[torch.arange(len(states), device=states.device), self.ends(ids)])
+
+    def _blocks(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         x = self.tokens(ids) + self.positions[: ids.shape[1]]
         bias = None if mask is None or self.config.causal else mask.bool()[:, None, None, :]
         for block in self.blocks:
             x = block(x, causal=self.config.causal, bias=bias)
-        return self.projection(self.norm_post(x[torch.arange(len(x), device=x.device), self._end(ids)]))
+        return x
 
-    def _end(self, ids: Tensor) -> Tensor:
+    def ends(self, ids: Tensor) -> Tensor:
+        """int64 [B]: where in token ids [B, L] the feature is read."""
         if self.config.end_is_highest:
             return ids.argmax(dim=1)
         if self.config.end_token is None:

@@ -1,0 +1,301 @@
+"""everyframe export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+from everyframe import console
+from everyframe.cli.app import app
+from everyframe.cli.options import DeviceOption, JsonOption, QuietOption, given, model_recorded
+
+if TYPE_CHECKING:
+    from everyframe.exports import Exported, ExportedTexts, Query, Verified
+
+_FEW = 5  # names shown of a list; all of them are in --json and in the files
+
+
+@app.command()
+def export(
+    to: Annotated[
+        str,
+        typer.Option("--to", help="moment-detr, lighthouse, opentad, actionformer, mad, vslnet or tfvtg."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the export: new, empty, or to be added to.")],
+    features: Annotated[list[Path] | None, typer.Argument(help="Feature files, or folders of them.")] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", help="Of the data set: which videos it has, texts to encode, windows to verify."),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            help="Rows per second. (default: 0.5 for moment-detr and lighthouse, 5 for mad, 3 for "
+            "tfvtg, else that of the features)",
+        ),
+    ] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(
+            "--phase",
+            help="Row k stands for k/rate (start) or (k + 0.5)/rate (middle). (default: middle for "
+            "moment-detr and lighthouse, else start)",
+        ),
+    ] = None,
+    how: Annotated[
+        str | None, typer.Option("--how", help="A row is the nearest stored frame, or their mean. (default: nearest)")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32 or float16. (default: float32; float16 for tfvtg)")
+    ] = None,
+    normalise: Annotated[bool, typer.Option("--normalise", help="Make every row a unit vector.")] = False,
+    prefix: Annotated[
+        str | None,
+        typer.Option("--prefix", help="Before a video's name in its file. (default: v_ for opentad and actionformer)"),
+    ] = None,
+    strip: Annotated[str | None, typer.Option("--strip", help="Taken off the beginning of a video's name.")] = None,
+    max_rows: Annotated[int | None, typer.Option("--max-rows", help="Cut a video after so many rows.")] = None,
+    text: Annotated[
+        bool | None,
+        typer.Option(
+            "--text/--no-text", help="Text features of the annotations. (default: where the trainer reads any)"
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Tokens kept of a text. (default: 32; all for mad)")
+    ] = None,
+    text_prefix: Annotated[
+        str | None, typer.Option("--text-prefix", help="Before the qid in a text's file; '' for TACoS. (default: qid)")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the files back and map the annotated windows to rows.")
+    ] = False,
+    model: Annotated[str | None, typer.Option("--model", help="For texts. (default: as recorded)")] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write features, and texts, in the layout of another trainer, with the lines its configuration needs.
+
+    Without FEATURES, --verify checks an export made before.
+    """
+    from everyframe.exports import TARGETS
+    from everyframe.exports import export as export_features
+    from everyframe.exports import verify as verify_export
+    from everyframe.exports.targets import find_target
+
+    find_target(to)
+    _check(features, to, annotations, text=text, verify=verify, texts=TARGETS[to].texts is not None)
+    queries, faults = ([], []) if annotations is None else _read(annotations)
+    options: dict[str, Any] = given(
+        rate=rate, phase=phase, how=how, dtype=dtype, prefix=prefix, strip=strip, max_rows=max_rows,
+        normalise=normalise or None,
+    )  # fmt: skip
+    silent = as_json or quiet
+    exported: Exported | None = None
+    texts: ExportedTexts | None = None
+    failures = list(faults)
+    if features:
+        with _Progress("videos", silent=silent) as progress:
+            exported = export_features(list(features), to, out, queries=queries, progress=progress.step, **options)
+        failures += exported.failures
+        if exported.videos and annotations is not None and TARGETS[to].texts is not None and text is not False:
+            try:
+                texts = _texts(exported, queries, to, out, annotations, model, device, silent, max_tokens, text_prefix)
+                failures += texts.failures
+            except ValueError as error:  # of the model or the texts; the videos are there all the same
+                failures.append(("texts", f"no text features: {error}"))
+    checked = verify_export(to, out, queries) if verify and (exported is None or exported.videos) else None
+    failures += checked.failures if checked else ()
+    if as_json:
+        print(json.dumps(_facts(exported, texts, checked, failures), indent=2))
+    elif not quiet:
+        _show(exported, texts, checked)
+    for _, why in failures:
+        console.say(f"everyframe: {why}", style="red", error=True)
+    nothing_met = checked is not None and checked.windows > 0 and not checked.on_rows
+    if failures or nothing_met or (exported is not None and not exported.videos):
+        raise typer.Exit(1)
+
+
+def _check(
+    features: list[Path] | None, to: str, annotations: Path | None, *, text: bool | None, verify: bool, texts: bool
+) -> None:
+    if not features and not verify:
+        raise ValueError("nothing to export: give feature files or folders, or --verify for an export made before")
+    if verify and annotations is None:
+        raise ValueError("--verify needs --annotations, whose windows it maps to rows")
+    if text and not texts:
+        raise ValueError(f"--text has no meaning with --to {to}, which makes its own text features")
+    if text and (annotations is None or not features):
+        raise ValueError("--text needs --annotations with the texts, and the features whose model encodes them")
+
+
+class _Progress(console.Bar):
+    """So many of so many; shows nothing if `silent`."""
+
+    def __init__(self, what: str, *, silent: bool) -> None:
+        super().__init__(
+            TextColumn(what), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn(),
+            silent=silent,
+        )  # fmt: skip
+        self._task = None if self._progress is None else self._progress.add_task("", total=None, count="")
+
+    def step(self, done: int, total: int) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, count=f"{done}/{total}")
+
+
+def _read(path: Path) -> tuple[list[Query], list[tuple[str, str]]]:
+    """The queries of an annotation file of any kind, and the entries that cannot be used."""
+    from everyframe.evaluation.moment_files import read_moments
+    from everyframe.evaluation.reading import read_raw, text_of
+    from everyframe.evaluation.segment_files import plain_id, read_activities
+    from everyframe.exports import Query
+
+    raw = read_raw(path)
+    if raw.is_dict and "database" in raw.value:
+        activities = read_activities(path)
+        names = {plain_id(name): name for name in raw.value["database"]}
+        return [
+            Query(
+                id=names[video],
+                video=names[video],
+                windows=tuple((one.start, one.end) for one in own.segments),
+                duration=own.duration,
+            )
+            for video, own in activities.videos.items()
+        ], []
+    if raw.is_dict and "qid" in raw.value:  # JSON lines of a single line
+        raw = dataclasses.replace(raw, value=[raw.value], numbers=(1,))
+    if raw.is_list and isinstance(raw.first, dict) and "qid" in raw.first and "relevant_windows" not in raw.first:
+        # A test split: texts without windows.
+        return [
+            Query(
+                id=text_of(entry, ("qid",), where),
+                video=text_of(entry, ("vid",), where),
+                text=text_of(entry, ("query",), where),
+            )
+            for where, entry in raw.entries()
+        ], []
+    moments = read_moments(path)
+    queries = [
+        Query(id=one.qid, video=one.video, text=one.text, windows=one.windows, duration=one.duration)
+        for one in moments.queries
+    ]
+    return queries, [(str(path), str(fault)) for fault in moments.faults]
+
+
+def _texts(
+    exported: Exported,
+    queries: list[Query],
+    to: str,
+    out: Path,
+    annotations: Path,
+    model: str | None,
+    device: str | None,
+    silent: bool,
+    max_tokens: int | None,
+    prefix: str | None,
+) -> ExportedTexts:
+    from everyframe.exports import export_texts
+
+    encoder = model_recorded(exported.model, model, device)
+    with _Progress("texts", silent=silent) as progress:
+        return export_texts(
+            encoder, queries, to, out, split=annotations.stem, progress=progress.step,
+            **given(max_tokens=max_tokens, prefix=prefix),
+        )  # fmt: skip
+
+
+def _facts(
+    exported: Exported | None, texts: ExportedTexts | None, checked: Verified | None, failures: list[tuple[str, str]]
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if exported is not None:
+        facts["export"] = {
+            "target": exported.target,
+            "folder": str(exported.folder),
+            "rate": exported.rate,
+            "dim": exported.dim,
+            "videos": exported.videos,
+            "missing": exported.missing,
+            "notes": exported.notes,
+            "config": exported.config.lines if exported.config else [],
+            "config_files": list(exported.config.files) if exported.config else [],
+        }
+    if texts is not None:
+        facts["texts"] = {"count": texts.count, "cut": texts.cut, "width": texts.width}
+    if checked is not None:
+        facts["verify"] = dataclasses.asdict(checked)
+    facts["failures"] = [why for _, why in failures]
+    return facts
+
+
+def _show(exported: Exported | None, texts: ExportedTexts | None, checked: Verified | None) -> None:
+    if exported is not None and exported.videos:
+        rows = sum(entry["rows"] for entry in exported.videos.values())
+        console.say(
+            f"{exported.folder}: {_count(len(exported.videos), 'video')}, {rows} rows of {exported.dim}, "
+            f"{exported.rate:g} per second"
+        )
+        for note in exported.notes:
+            console.say(f"  {note}", style="yellow")
+        if exported.missing:
+            console.say(
+                f"  no features of {_count(len(exported.missing), 'annotated video')}: {_some(exported.missing)}"
+            )
+    if texts is not None:
+        cut = f", {texts.cut} cut" if texts.cut else ""
+        console.say(f"{texts.files[0].parent}: {_count(texts.count, 'text')}, tokens of {texts.width}{cut}")
+    if exported is not None and exported.config is not None:
+        console.say(f"for {exported.target}, also in {', '.join(exported.config.files)}:")
+        for line in exported.config.lines:
+            console.say(f"  {line}")
+    if checked is not None:
+        _show_check(checked)
+
+
+def _show_check(checked: Verified) -> None:
+    share = f" ({checked.on_rows / checked.windows:.1%})" if checked.windows else ""
+    console.say(f"verify: {checked.on_rows} of {checked.windows} windows on at least one row{share}")
+    for count, what in (
+        (checked.without_features, f"of {len(checked.missing)} videos without features: {_some(checked.missing)}"),
+        (checked.between_rows, "shorter than a row and between two"),
+        (checked.outside, "outside their video's rows"),
+        (checked.empty, "that end where or before they start"),
+        (checked.beyond_end, "(of those on rows) that end more than a row after the last"),
+    ):
+        if count:
+            console.say(f"  {_count(count, 'window')} {what}", style="yellow")
+    if checked.misnamed:
+        console.say(
+            f"  but for a v_, {len(checked.misnamed)} of these are there: --prefix v_ puts it before a name, "
+            "--strip v_ takes it off",
+            style="yellow",
+        )
+    if checked.durations:
+        video, annotated, exported = max(checked.durations, key=lambda each: abs(each[1] - each[2]))
+        console.say(
+            f"  {_count(len(checked.durations), 'video')} of another length than annotated, by more than a row; most: "
+            f"{video}, {annotated:g} s annotated, {exported:g} s encoded",
+            style="yellow",
+        )
+    for one in checked.examples:
+        console.say(
+            f"  {one.query}: {one.start:g} to {one.end:g} s of {one.video} are rows {one.first} to {one.past - 1}"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
