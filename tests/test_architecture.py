@@ -45,7 +45,7 @@ LEVELS = {
 }
 OPTIONAL = {
     "accelerate", "datasets", "faiss", "fastapi", "h5py", "lancedb", "matplotlib", "pandas", "peft", "PIL", "pyarrow",
-    "ray", "scenedetect", "scipy", "torchao", "torchvision", "uvicorn", "webdataset",
+    "pycocoevalcap", "ray", "scenedetect", "scipy", "torchao", "torchvision", "uvicorn", "webdataset",
 }  # fmt: skip
 PUBLIC = [
     "Cost",

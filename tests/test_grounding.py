@@ -10,7 +10,7 @@ from scipy.ndimage import uniform_filter1d
 
 from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.spans import Moment, temporal_iou
-from everyframe.tasks.grounding import METHODS, ground, similarity, smoothed_similarity
+from everyframe.tasks.grounding import METHODS, ground, ground_many, similarities, similarity, smoothed_similarity
 
 QUERY = np.array([1.0, 0.0, 0.0])
 
@@ -227,6 +227,98 @@ def test_contrast_equals_naive_and_finds_the_moment():
         for s in range(0, 100 - n + 1, max(1, n // 8))
     ]
     assert best.score == pytest.approx(max(scores), abs=1e-6)
+
+
+def naive_half_height(feats, smooth, top, overlap):
+    """The rule as `half_height` tells it, with every run [f, p) tried around the top of every peak."""
+    times, ends = feats.times, feats.frame_ends
+    cosines = similarity(feats, QUERY)
+    cut, height = (smoothed_similarity(feats, QUERY, smooth=seconds) for seconds in (1.0, 2.0))
+    mean, free, found = float(np.mean(cut, dtype=np.float64)), set(range(len(times))), []
+
+    def average(frame):
+        near = [float(cosines[k]) for k in free if abs(times[k] - times[frame]) <= smooth / 2 + 1e-6]
+        return np.float32(sum(near) / len(near))
+
+    def area(low, high, level):
+        return sum(float(cut[k]) - level for k in range(low, high))
+
+    for _ in range(top):
+        ranking = {k: average(k) for k in free}
+        peak = max(free, key=lambda k: (ranking[k], -k), default=None)
+        if peak is None or (found and ranking[peak] <= mean):
+            break
+        start = max((k + 1 for k in range(peak) if k not in free), default=0)
+        stop = min((k for k in range(peak, len(times)) if k not in free), default=len(times))
+        near = [k for k in range(start, stop) if abs(times[k] - times[peak]) <= smooth / 2 + 1e-6]
+        highest = max(near, key=lambda k: (height[k], -k))
+        runs = []
+        for share in (0.5, 0.25, 0.75):
+            level = mean + share * max(float(height[highest]) - mean, 0) - 1e-7
+            # On each side: the first of the longest sums, of those before the sum falls below zero.
+            sides = []
+            for step, bound in ((-1, start - 1), (1, stop)):
+                sums, total = [], 0.0
+                for k in range(highest, bound, step):
+                    total += float(cut[k]) - level
+                    if sums and total < 0:
+                        break
+                    sums.append(total)
+                sides.append(sums.index(max(sums)))
+            runs.append((highest - sides[0], highest + sides[1] + 1))
+            assert area(*runs[-1], level) >= area(highest, highest + 1, level) - 1e-9
+        known = [other for other, _ in found]
+        found += [(run, ranking[peak]) for run in dict.fromkeys(runs) if run not in known]
+        free -= set(range(*runs[0])) | {peak}
+    chosen = []
+    for (first, past), score in found:
+        moment = Moment(times[first], ends[past - 1], score)
+        if len(chosen) < top and all(temporal_iou(moment, other) <= overlap for other in chosen):
+            chosen.append(moment)
+    return sorted(chosen, key=lambda moment: -moment.score)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("smooth", "top", "overlap"), [(5.0, 5, 0.5), (2.0, 10, 0.3), (0.0, 3, 1.0)])
+def test_half_height_equals_naive(seed, smooth, top, overlap):
+    rng = np.random.default_rng(seed)
+    num_frames = int(rng.integers(2, 120))
+    times = np.cumsum(rng.uniform(0.05, 0.6, num_frames))
+    curve = np.clip(rng.normal(0.0, 0.04, num_frames).cumsum() + rng.uniform(-0.5, 0.5), -0.99, 0.99)
+    curve = np.round(curve, 1) if seed % 2 else curve  # plateaus and ties
+    feats = from_curve(curve, times, duration_seconds=times[-1] + 0.2)
+    found = ground(feats, QUERY, method="half-height", smooth=smooth, top=top, overlap=overlap)
+    assert found == naive_half_height(feats, smooth, top, overlap)
+
+
+def test_half_height_keeps_the_edges_of_an_event_and_forgets_single_frames():
+    curve = bumps(180, ((60, 90), 0.0), ((130, 142), -0.04)) + np.random.default_rng(0).normal(0, 0.003, 180)
+    curve[75] = 0.15
+    first, second = ground(from_curve(curve), QUERY, method="half-height", top=2, overlap=0.1)
+    assert temporal_iou(first, (20, 30)) > 0.93 and temporal_iou(second, (130 / 3, 142 / 3)) > 0.8
+    assert temporal_iou(ground(from_curve(curve), QUERY, top=1)[0], (20, 30)) < 0.9  # the 5 s average blurs it
+
+
+def test_many_queries_at_once_are_each_of_them():
+    rng = np.random.default_rng(0)
+    feats = VideoFeatures(times=np.arange(90) / 3, embeddings=rng.normal(size=(90, 8)).astype("f4"), roles="I" * 90)
+    queries = rng.normal(size=(130, 8)) * rng.uniform(0.1, 10, (130, 1))  # more than are taken at once
+    curves = similarities(feats, torch.tensor(queries))
+    assert curves.shape == (130, 90)
+    np.testing.assert_allclose(curves, [similarity(feats, query) for query in queries], atol=1e-6)
+    for method in METHODS:
+        many = ground_many(feats, queries, method=method, top=3)
+        for moments, query in zip(many, queries, strict=True):
+            alone = ground(feats, query, method=method, top=3)
+            assert [(m.start, m.end) for m in moments] == [(m.start, m.end) for m in alone]
+            assert [m.score for m in moments] == pytest.approx([m.score for m in alone], abs=1e-6)
+    assert ground_many(feats, np.empty((0, 8))) == []
+    empty = VideoFeatures(times=[], embeddings=np.zeros((0, 8), "f4"), roles="")
+    assert ground_many(empty, queries[:2]) == [[], []]
+    with pytest.raises(ValueError, match=r"queries must be vectors \[Q, 8\], got shape \[8\]"):
+        ground_many(feats, queries[0])
+    with pytest.raises(ValueError, match="not all zeros"):
+        ground_many(feats, np.zeros((2, 8)))
 
 
 def test_whole_is_one_moment_with_the_mean():

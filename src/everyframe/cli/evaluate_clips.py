@@ -1,4 +1,4 @@
-"""everyframe evaluate retrieval | questions | recognition | base-to-novel: vid-TLDR's tasks on official annotations."""
+"""everyframe evaluate retrieval | questions | base-to-novel: vid-TLDR's tasks on official annotations."""
 
 from __future__ import annotations
 
@@ -163,57 +163,6 @@ def questions(
         result = evaluate_questions(
             reader, items, choices, videos, dataset=dataset, cache=cache, keep_partial=keep_partial, progress=progress,
             **given(top=top),
-        )  # fmt: skip
-    clips.finish(result, out, as_json=as_json, quiet=quiet)
-
-
-@evaluate.command()
-def recognition(
-    model: clips.ModelOption,
-    annotations: AnnotationsOption,
-    videos: clips.VideosOption,
-    classes: Annotated[
-        Path | None, typer.Option("--classes", help="Class file: classInd.txt, labels.json, or a table id,name.")
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", help="ucf101 or ssv2: VideoMAE's views, and what is published. (default views: ucf101)"
-        ),
-    ] = None,
-    views: Annotated[int | None, typer.Option("--views", help="Clips over time. (default: 5, ssv2 2)")] = None,
-    crops: Annotated[int | None, typer.Option("--crops", help="Squares side by side. (default: 3)")] = None,
-    method: clips.MethodOption = None,
-    reduce: clips.ReduceOption = None,
-    metric: clips.MetricOption = None,
-    frames: clips.FramesOption = None,
-    cache: clips.CacheOption = None,
-    out: clips.OutOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    threads: ThreadsOption = None,
-    keep_partial: PartialOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Action recognition: a VideoMAE classifier, its probabilities averaged over views."""
-    from everyframe.evaluation.action_files import read_actions
-    from everyframe.evaluation.published import tasks_of
-
-    dataset = clips.dataset_of(dataset, None, "recognition", tasks_of("recognition"))
-    clips.check_out(out)
-    items = read_actions(annotations, classes=classes)
-    reader = clips.make_reader(
-        model, method=method, reduce=reduce, preset=None, metric=metric, device=device, dtype=dtype, threads=threads,
-        heads=None, text_heads=None, frames=frames, image_size=None, tokenizer=None,
-    )  # fmt: skip
-    from everyframe.evaluation.recognition import SAMPLINGS, evaluate_recognition
-
-    sampling = dataclasses.replace(SAMPLINGS[dataset or "ucf101"], **given(views=views, crops=crops))
-    with clips.ClipProgress(silent=as_json or quiet) as progress:
-        result = evaluate_recognition(
-            reader, items, videos, sampling=sampling, dataset=dataset, cache=cache, keep_partial=keep_partial,
-            progress=progress,
         )  # fmt: skip
     clips.finish(result, out, as_json=as_json, quiet=quiet)
 

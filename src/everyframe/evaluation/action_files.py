@@ -1,4 +1,6 @@
-"""Which action a video shows: the split and class files of UCF101, Something-Something v2, VideoMAE and ViFi-CLIP."""
+"""Which action a video shows: the split and class files of Kinetics, UCF101, Something-Something v2, VideoMAE and
+ViFi-CLIP.
+"""
 
 from __future__ import annotations
 
@@ -57,17 +59,27 @@ def read_classes(path: str | os.PathLike[str]) -> dict[str, str]:
     return {number: found[number] for number in ordered}
 
 
-def read_actions(path: str | os.PathLike[str], *, classes: str | os.PathLike[str] | None = None) -> ActionSet:
+def read_actions(
+    path: str | os.PathLike[str], *, classes: str | os.PathLike[str] | None = None, split: str | None = None
+) -> ActionSet:
     """Read a split of an action recognition benchmark.
 
-    Lines of "path label", separated by spaces or by comma, semicolon or tab (VideoMAE's test.csv, ViFi-CLIP's splits,
-    UCF101's trainlist); lines of a path alone, whose folder is the class (UCF101's testlist, needs `classes`); or JSON
-    lists of {id, template} (Something-Something v2, needs `classes`: labels.json). A label is an id of the class file,
-    so UCF101's count from 1; without a class file labels count from 0.
+    A Kinetics table (label, youtube_id, time_start, time_end, split), whose videos are named
+    <youtube_id>_<start>_<end> with six digits each; its classes are the labels in it, sorted, unless `classes` is
+    given. split: which of its rows, by that column; all by default. No other layout names splits.
+
+    Or lines of "path label", separated by spaces or by comma, semicolon or tab (VideoMAE's test.csv, ViFi-CLIP's
+    splits, UCF101's trainlist); lines of a path alone, whose folder is the class (UCF101's testlist, needs `classes`);
+    or JSON lists of {id, template} (Something-Something v2, needs `classes`: labels.json). A label is an id of the
+    class file, so UCF101's count from 1; without a class file labels count from 0.
 
     Raises AnnotationError, which names file and line.
     """
     raw = read_raw(path)
+    if _is_kinetics(raw):
+        return _kinetics(raw, None if classes is None else tuple(read_classes(classes).values()), split)
+    if split is not None:
+        raise raw.wrong(f"has no column named split, so there is no split {split!r} to choose; leave out --split")
     ids = None if classes is None else read_classes(classes)
     numbers = None if ids is None else {name: index for index, name in enumerate(ids.values())}
     if raw.is_list:
@@ -77,6 +89,10 @@ def read_actions(path: str | os.PathLike[str], *, classes: str | os.PathLike[str
         pairs = [_line(raw, number, line, by_id, numbers) for number, line in raw.value]
     else:
         raise raw.wrong('must have lines of "path label" or be a JSON list of {id, template}')
+    return _action_set(raw, pairs, None if ids is None else tuple(ids.values()))
+
+
+def _action_set(raw: Raw, pairs: Sequence[tuple[str, int]], classes: tuple[str, ...] | None) -> ActionSet:
     if not pairs:
         raise AnnotationError(f"{raw.path}: names no video")
     seen: dict[str, int] = {}
@@ -86,7 +102,7 @@ def read_actions(path: str | os.PathLike[str], *, classes: str | os.PathLike[str
     return ActionSet(
         videos=tuple(video for video, _ in pairs),
         labels=tuple(label for _, label in pairs),
-        classes=None if ids is None else tuple(ids.values()),
+        classes=classes,
         path=str(raw.path),
         sha256=raw.sha256,
     )
@@ -109,6 +125,46 @@ def match_labels(classes: Sequence[str] | None, labels: Sequence[str] | None) ->
             "in the model's words, or none if the label numbers of the annotations are the model's"
         )
     return [places[_letters(name)] for name in classes]
+
+
+def _is_kinetics(raw: Raw) -> bool:
+    return raw.kind == "lines" and {"youtube_id", "time_start", "time_end"} <= set(re.split(r"\W+", str(raw.first)))
+
+
+def _kinetics(raw: Raw, classes: tuple[str, ...] | None, split: str | None) -> ActionSet:
+    """The rows of one split. Raises AnnotationError."""
+    (_, header), *rows = table(raw)
+    if "label" not in header or (split is not None and "split" not in header):
+        missing = "label" if "label" not in header else "split"
+        raise raw.wrong(f"has no column {missing}; its columns are {', '.join(header)}")
+    entries = []
+    for where, row in rows:
+        if len(row) != len(header):
+            raise AnnotationError(f"{where}: must have {len(header)} fields like the header, got {len(row)}")
+        entries.append((where, dict(zip(header, row, strict=True))))
+    names = classes or tuple(sorted({entry["label"] for _, entry in entries}))
+    numbers = {_letters(name): number for number, name in enumerate(names)}
+    pairs = []
+    for where, entry in entries:
+        if split is not None and entry["split"] != split:
+            continue
+        if _letters(entry["label"]) not in numbers:
+            raise AnnotationError(f"{where}: label {entry['label']!r} is not in the class file")
+        pairs.append((_kinetics_name(where, entry), numbers[_letters(entry["label"])]))
+    if not pairs and split is not None:
+        known = sorted({entry["split"] for _, entry in entries})
+        raise raw.wrong(f"has no video of the split {split!r}; its splits are {', '.join(known) or 'none'}")
+    return _action_set(raw, list(dict.fromkeys(pairs)), names)
+
+
+def _kinetics_name(where: str, entry: dict[str, str]) -> str:
+    try:
+        start, end = round(float(entry["time_start"])), round(float(entry["time_end"]))
+    except ValueError as error:
+        raise AnnotationError(f"{where}: time_start and time_end must be seconds ({error})") from error
+    if not entry["youtube_id"] or not entry["label"]:
+        raise AnnotationError(f"{where}: youtube_id and label must not be empty")
+    return f"{entry['youtube_id']}_{start:06d}_{end:06d}"
 
 
 def _letters(name: str) -> str:

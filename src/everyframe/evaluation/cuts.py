@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_CUT = re.compile(r"were cut to (\d+) tokens")
+_CUT = re.compile(r"(?:were cut to|was cut to the model's) (\d+)")
 
 
 class CutTexts:

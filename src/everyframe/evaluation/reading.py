@@ -32,6 +32,8 @@ class Raw:
     value: Any
     """What JSON or the pickle holds; for "lines" a list of (line number from 1, text), blank lines left out."""
     sha256: str = field(repr=False, default="")
+    numbers: tuple[int, ...] = field(repr=False, default=())
+    """Of JSON lines: the line of each entry, from 1."""
 
     @property
     def is_list(self) -> bool:
@@ -53,7 +55,7 @@ class Raw:
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The objects of a JSON list, each with the words that name its place."""
         for number, entry in enumerate(self.value, 1):
-            where = f"{self.path} entry {number}"
+            where = f"{self.path} line {self.numbers[number - 1]}" if self.numbers else f"{self.path} entry {number}"
             if not isinstance(entry, dict):
                 raise AnnotationError(f"{where}: must be an object with keys, got {type(entry).__name__}")
             yield where, entry
@@ -83,7 +85,10 @@ def read_raw(path: str | os.PathLike[str]) -> Raw:
     if not text.strip():
         raise AnnotationError(f"{where}: the file is empty")
     if text.lstrip()[0] in "[{":
-        return Raw(where, "json", _json(where, text), digest)
+        value = _json(where, text)
+        by_line = text.lstrip()[0] == "{" and isinstance(value, list)
+        numbers = tuple(number for number, line in enumerate(text.split("\n"), 1) if line.strip()) if by_line else ()
+        return Raw(where, "json", value, digest, numbers)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     return Raw(where, "lines", lines, digest)
 
@@ -123,9 +128,10 @@ def _json(where: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) > 1 and lines[0].rstrip().endswith("}"):
-            return [_json_line(where, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        # Not splitlines(): a text may hold other separators than a new line, such as U+2028.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if len(lines) > 1 and lines[0][1].rstrip().endswith("}"):
+            return [_json_line(where, number, line) for number, line in lines]
         raise AnnotationError(f"{where} line {error.lineno}: is not sound JSON ({error.msg})") from error
 
 
@@ -155,6 +161,11 @@ def _plain_pickle(where: Path, data: bytes) -> Any:
                 f"{where}: is not a pickle of plain lists, dicts and texts ({error}); convert it to JSON"
             ) from error
     raise AnnotationError(f"{where}: holds text in an unknown encoding; convert it to JSON")
+
+
+def spellings(video: str) -> tuple[str, str]:
+    """A video's id as it is, and as ActivityNet has it elsewhere: with or without "v_", as the names of its files."""
+    return video, video[2:] if video.startswith("v_") else f"v_{video}"
 
 
 def stem(name: str) -> str:

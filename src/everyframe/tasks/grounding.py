@@ -18,6 +18,8 @@ equals).
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,15 +27,16 @@ from numpy.typing import NDArray
 
 from everyframe.features import VideoFeatures, as_array
 from everyframe.spans import Moment, suppress
+from everyframe.tasks.proposals import Frames, Proposals, contrast, half_height, preference, watershed
 
-Method = Literal["watershed", "contrast", "whole"]
-METHODS: tuple[Method, ...] = ("watershed", "contrast", "whole")
+Method = Literal["watershed", "contrast", "whole", "half-height"]
+METHODS: tuple[Method, ...] = ("watershed", "contrast", "whole", "half-height")
 
-# Levels between the base and the top of the curve. On simulated curves 8, 16 and 32 levels give R@5 within
-# three points of each other, so more would only cost time.
-_LEVELS = 32
-# Cosines closer than this are equal: it keeps a constant curve from falling below its own mean by rounding.
-_COSINE_EPSILON = 1e-7
+# Of "half-height": averages that are cut, and whose highest value is the height of a peak. Shorter ones are closer to
+# short events and worse where cosines are noisy.
+_CUT_SECONDS, _HEIGHT_SECONDS = 1.0, 2.0
+# As many curves at once are few megabytes, even of a film.
+_QUERIES_AT_ONCE = 64
 # Times such as 1/3 s are not exact in float64, and a frame on the edge belongs to the window.
 _TIME_EPSILON = 1e-6
 
@@ -55,6 +58,9 @@ def ground(
 
     "watershed": runs of the smoothed curve above a level, told in full at the top of this module; `smooth` is
     in seconds, and a threshold that no frame reaches gives an empty list.
+    "half-height": the smoothed curve only says where peaks are; around each the curve of 1 s averages is cut half
+    way between its height and the mean, so that it needs no threshold and keeps the edges of events. Not published:
+    our own, and the best one on synthetic videos (docs/grounding.md).
     "contrast": windows from 2% of the frames on, growing by half, scored by the mean cosine inside minus the
     mean outside; neither smoothed nor cut. "whole": the whole video, scored by its mean cosine, which is the
     floor to print beside any method.
@@ -62,37 +68,102 @@ def ground(
     Returns moments within [times[0], frame_ends[-1]] in seconds; none for features without frames. Raises
     ValueError for a query of the wrong shape and parameters out of range, FeaturesError for a frame of zeros.
     """
+    rule = Rule(top=top, smooth=smooth, threshold=threshold, method=method, overlap=overlap)
+    _check_features(feats)
+    return rule.moments(feats, similarity(feats, query)[None])[0]
+
+
+def ground_many(
+    feats: VideoFeatures,
+    queries: Any,
+    *,
+    top: int = 5,
+    smooth: float = 5.0,
+    threshold: float = 1.0,
+    method: Method = "watershed",
+    overlap: float = 0.5,
+) -> list[list[Moment]]:
+    """`ground` for many queries of one video: queries [Q, dim] -> for each its moments.
+
+    One product of matrices instead of Q passes over the features. Cosines may differ from `ground`'s by rounding.
+    """
+    rule = Rule(top=top, smooth=smooth, threshold=threshold, method=method, overlap=overlap)
+    _check_features(feats)
+    vectors = _unit_queries(feats, queries)
+    return [
+        moments
+        for first in range(0, len(vectors), _QUERIES_AT_ONCE)
+        for moments in rule.moments(feats, _cosines(feats, vectors[first : first + _QUERIES_AT_ONCE]))
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How moments are cut from curves: the options of `ground`. Raises ValueError for those out of range."""
+
+    top: int = 5
+    smooth: float = 5.0
+    threshold: float = 1.0
+    method: Method = "watershed"
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.top < 1:
+            raise ValueError(f"top must be at least 1, got {self.top}")
+        if not 0 <= self.overlap <= 1:
+            raise ValueError(f"overlap must be in [0, 1], got {self.overlap}")
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold must be a finite number, got {self.threshold}")
+        _check_smooth(self.smooth)
+
+    def moments(self, feats: VideoFeatures, curves: NDArray[np.float32]) -> list[list[Moment]]:
+        """curves: cosines [Q, T]."""
+        if not feats.num_frames:
+            return [[] for _ in curves]
+        starts, ends = feats.times, feats.frame_ends
+        if self.method == "whole":
+            return [[Moment(starts[0], ends[-1], curve.mean(dtype=np.float64))] for curve in curves]
+        return [self._choose(*proposals, starts, ends) for proposals in self._proposals(curves, starts, ends)]
+
+    def _proposals(
+        self, curves: NDArray[np.float32], starts: NDArray[np.float64], ends: NDArray[np.float64]
+    ) -> Iterator[Proposals]:
+        """Of each curve, in order of preference: first and past frame, and score."""
+        if self.method == "contrast":
+            yield from (contrast(curve) for curve in curves)
+            return
+        if self.method == "half-height":
+            window = _averaged(starts, self.smooth)
+            cut, height = (_moving_average(curves, starts, seconds) for seconds in (_CUT_SECONDS, _HEIGHT_SECONDS))
+            for each in zip(curves, cut, height, strict=True):
+                yield half_height(*each, window, most=self.top)
+            return
+        for curve in _moving_average(curves, starts, self.smooth):
+            first, past, peak, level = watershed(curve, self.threshold)
+            lasting = (level == 0) | (ends[past - 1] - starts[first] >= self.smooth / 2)
+            first, past, peak, level = first[lasting], past[lasting], peak[lasting], level[lasting]
+            order = preference(past - first, peak, level, -curve[peak])
+            yield first[order], past[order], curve[peak][order]
+
+    def _choose(
+        self,
+        first: Frames,
+        past: Frames,
+        scores: NDArray[np.floating],
+        starts: NDArray[np.float64],
+        ends: NDArray[np.float64],
+    ) -> list[Moment]:
+        windows = np.stack([starts[first], ends[past - 1]], axis=1)
+        chosen = suppress(windows, iou=self.overlap, top=self.top)
+        chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
+        return [Moment(windows[index, 0], windows[index, 1], scores[index]) for index in chosen]
+
+
+def _check_features(feats: object) -> None:
     if not isinstance(feats, VideoFeatures):
         raise TypeError(f"feats must be VideoFeatures, got {type(feats).__name__}; use VideoFeatures.load(path)")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
-    if not 0 <= overlap <= 1:
-        raise ValueError(f"overlap must be in [0, 1], got {overlap}")
-    if not math.isfinite(threshold):
-        raise ValueError(f"threshold must be a finite number, got {threshold}")
-    _check_smooth(smooth)
-    curve = similarity(feats, query)
-    if not len(curve):
-        return []
-    starts, ends = feats.times, feats.frame_ends
-    if method == "whole":
-        return [Moment(starts[0], ends[-1], curve.mean(dtype=np.float64))]
-    if method == "contrast":
-        first, past, scores = _contrast(curve)
-        order = np.lexsort((past, first, -scores))
-    else:
-        curve = _moving_average(curve, starts, smooth)
-        first, past, peak, level = _watershed(curve, threshold)
-        lasting = (level == 0) | (ends[past - 1] - starts[first] >= smooth / 2)
-        first, past, peak, level = first[lasting], past[lasting], peak[lasting], level[lasting]
-        scores = curve[peak]
-        order = _preference(past - first, peak, level, -scores)
-    windows = np.stack([starts[first], ends[past - 1]], axis=1)
-    chosen = order[suppress(windows[order], iou=overlap, top=top)]
-    chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
-    return [Moment(windows[index, 0], windows[index, 1], scores[index]) for index in chosen]
 
 
 def similarity(feats: VideoFeatures, query: Any) -> NDArray[np.float32]:
@@ -109,19 +180,40 @@ def similarity(feats: VideoFeatures, query: Any) -> NDArray[np.float32]:
             f"query must be one vector [{feats.dim}], got shape {list(vector.shape)}; "
             "pass one row of what encode_text returned"
         )
-    if len(vector) != feats.dim:
+    return _cosines(feats, _unit_queries(feats, vector[None]))[0]
+
+
+def similarities(feats: VideoFeatures, queries: Any) -> NDArray[np.float32]:
+    """Cosine of every frame with every query [Q, dim]: float32 [Q, T]. Raises as `similarity` does."""
+    return _cosines(feats, _unit_queries(feats, queries))
+
+
+def _unit_queries(feats: VideoFeatures, queries: Any) -> NDArray[np.float32]:
+    vectors = as_array(queries).astype(np.float32)
+    if vectors.ndim != 2:
+        raise ValueError(f"queries must be vectors [Q, {feats.dim}], got shape {list(vectors.shape)}")
+    if vectors.shape[1] != feats.dim:
         raise ValueError(
-            f"query has {len(vector)} dimensions but the features have {feats.dim}; "
+            f"query has {vectors.shape[1]} dimensions but the features have {feats.dim}; "
             f"encode the query with the model of the features ({feats.model.get('id', 'not recorded')})"
         )
-    length = float(np.linalg.norm(vector))
-    if not math.isfinite(length) or length == 0:
+    lengths = np.array([np.linalg.norm(vector) for vector in vectors], dtype=np.float32)[:, None]
+    if not np.isfinite(lengths).all() or not lengths.all():
         raise ValueError("query must be a finite vector that is not all zeros")
-    vector /= length
-    products = np.empty(feats.num_frames, dtype=np.float32)
+    return vectors / lengths
+
+
+def _cosines(feats: VideoFeatures, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """vectors: [Q, dim] of length one -> float32 [Q, T]."""
+    products = np.empty((len(vectors), feats.num_frames), dtype=np.float32)
     for start in range(0, feats.num_frames, 8192):  # blocks: float16 widens without a second copy
-        products[start : start + 8192] = feats.embeddings[start : start + 8192].astype(np.float32, copy=False) @ vector
-    return np.clip(products / feats.norms, -1.0, 1.0)
+        block = feats.embeddings[start : start + 8192].astype(np.float32, copy=False)
+        if len(vectors) == 1:
+            products[0, start : start + 8192] = block @ vectors[0]
+        else:
+            products[:, start : start + 8192] = vectors @ block.T
+    products /= feats.norms
+    return np.clip(products, -1.0, 1.0, out=products)
 
 
 def smoothed_similarity(feats: VideoFeatures, query: Any, *, smooth: float = 5.0) -> NDArray[np.float32]:
@@ -131,7 +223,7 @@ def smoothed_similarity(feats: VideoFeatures, query: Any, *, smooth: float = 5.0
     5 s at 3 frames/s. Near the ends of the video the frames that exist are averaged; 0 changes nothing.
     """
     _check_smooth(smooth)
-    return _moving_average(similarity(feats, query), feats.times, smooth)
+    return _moving_average(similarity(feats, query)[None], feats.times, smooth)[0]
 
 
 def _check_smooth(smooth: float) -> None:
@@ -139,67 +231,16 @@ def _check_smooth(smooth: float) -> None:
         raise ValueError(f"smooth must be a number of seconds >= 0, got {smooth}")
 
 
-def _moving_average(curve: NDArray[np.float32], times: NDArray[np.float64], smooth: float) -> NDArray[np.float32]:
-    reach = smooth / 2 + _TIME_EPSILON
-    first = np.searchsorted(times, times - reach, side="left")
-    past = np.searchsorted(times, times + reach, side="right")
-    sums = np.concatenate([[0.0], np.cumsum(curve, dtype=np.float64)])
+def _moving_average(curves: NDArray[np.float32], times: NDArray[np.float64], smooth: float) -> NDArray[np.float32]:
+    """Of curves [Q, T], as `smoothed_similarity` says."""
+    first, past = _averaged(times, smooth)
+    sums = np.zeros((len(curves), len(times) + 1))
+    np.cumsum(curves, axis=1, dtype=np.float64, out=sums[:, 1:])
     # Back to float32: the rounding of the running sum goes, so equal windows have equal averages again.
-    return ((sums[past] - sums[first]) / (past - first)).astype(np.float32)
+    return ((sums[:, past] - sums[:, first]) / (past - first)).astype(np.float32)
 
 
-_Frames = NDArray[np.intp]
-
-
-def _watershed(curve: NDArray[np.float32], threshold: float) -> tuple[_Frames, _Frames, _Frames, _Frames]:
-    """All runs [first, past) at each level of the ladder, with the frame of their peak and their level."""
-    mean = float(curve.mean(dtype=np.float64))
-    base = mean + (threshold - 1.0) * abs(mean)
-    height = max(float(curve.max()) - base, 0.0)
-    frames = np.arange(len(curve))
-    order = np.argsort(-curve, kind="stable")
-    place = np.empty_like(order)
-    place[order] = frames  # 0 is the highest frame, the earlier of equals: a run's peak is its smallest place
-    runs: list[NDArray[np.intp]] = []
-    for level in range(_LEVELS):
-        above = curve >= base + height * level / _LEVELS - _COSINE_EPSILON
-        edges = np.diff(above.astype(np.int8), prepend=0, append=0)
-        first, past = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-        if not len(first):
-            break
-        best = np.minimum.reduceat(np.where(above, place, len(curve)), first)
-        runs.append(np.stack([first, past, order[best], np.full_like(first, level)]))
-    first, past, peak, levels = np.concatenate([np.empty((4, 0), dtype=np.intp), *runs], axis=1)
-    return first, past, peak, levels
-
-
-def _preference(length: _Frames, peak: _Frames, level: _Frames, cost: NDArray[np.float32]) -> _Frames:
-    """Order of the watershed's proposals by the rule above; cost: minus the score, small comes first."""
-    _, group = np.unique(peak, return_inverse=True)
-    widest = np.zeros(len(length), dtype=np.intp)
-    np.maximum.at(widest, group, length)
-    halvings = np.floor(np.log2(widest[group] / length))
-    return np.lexsort((level, peak, cost, np.maximum(halvings - 1, 0)))
-
-
-def _contrast(curve: NDArray[np.float32]) -> tuple[_Frames, _Frames, NDArray[np.float64]]:
-    """Windows [first, past) of growing length with mean inside minus mean outside, from a running sum."""
-    num_frames = len(curve)
-    if num_frames == 1:  # nothing lies outside: the whole video is the only answer
-        return np.array([0]), np.array([1]), np.zeros(1)
-    sums = np.concatenate([[0.0], np.cumsum(curve, dtype=np.float64)])
-    lengths: list[int] = []
-    wanted = 0.02 * num_frames
-    while round(wanted) < num_frames:
-        lengths.append(max(1, round(wanted)))
-        wanted *= 1.5
-    firsts, pasts, scores = [], [], []
-    for length in dict.fromkeys(lengths):
-        # An eighth of the length is a fine enough step and keeps ten hours as cheap as a minute.
-        first = np.arange(0, num_frames - length + 1, max(1, length // 8))
-        inside = sums[first + length] - sums[first]
-        outside = (sums[-1] - inside) / (num_frames - length)
-        firsts.append(first)
-        pasts.append(first + length)
-        scores.append(inside / length - outside)
-    return np.concatenate(firsts), np.concatenate(pasts), np.concatenate(scores)
+def _averaged(times: NDArray[np.float64], smooth: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """First and past frame of the window around each frame."""
+    reach = smooth / 2 + _TIME_EPSILON
+    return np.searchsorted(times, times - reach, side="left"), np.searchsorted(times, times + reach, side="right")

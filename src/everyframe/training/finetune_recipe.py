@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -161,7 +161,20 @@ class FineTuned:
     failures: list[str]
 
 
-def learning_rate(step: int, recipe: FinetuneRecipe, peak: float | None = None) -> float:
+class Schedule(Protocol):
+    """What `learning_rate` asks of a recipe."""
+
+    @property
+    def rate(self) -> float: ...
+
+    @property
+    def warm_up(self) -> float: ...
+
+    @property
+    def steps(self) -> int: ...
+
+
+def learning_rate(step: int, recipe: Schedule, peak: float | None = None) -> float:
     """Of a step, counted from 0: a line up from 0 to the peak (default `recipe.rate`), then half a cosine down to 0."""
     warm, peak = int(recipe.warm_up * recipe.steps), recipe.rate if peak is None else peak
     if step < warm:
