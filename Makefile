@@ -35,6 +35,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/recipe.py
 	$(BIN)/python benchmarks/merging.py --out benchmarks/results/merging.json
 	$(BIN)/python benchmarks/merging_quality.py
+	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results/retrieval.json
 	$(BIN)/everyframe demo --out demo --json > benchmarks/results/demo.json
 	$(BIN)/python scripts/render_results.py
 

@@ -1,6 +1,6 @@
 """Does TempMe learn what needs several frames? Captions of order and change, fine-tuned from the bundled model.
 
-    python benchmarks/sequences.py [--train 1024] [--test 112] [--epochs 14] [--frames 8] [--work DIR] [--out FILE]
+    python benchmarks/sequences.py [--train 1024] [--test 112] [--epochs 12] [--frames 8] [--work DIR] [--out FILE]
 
 Every test video has a partner with the same frames in reverse order and the opposite caption ("... moves left", "...
 moves right"), so a mean over frames cannot choose between the two: 50 % of pairs are right, and R@1 is at most 50. The
@@ -183,10 +183,10 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1024, help="videos, of which the last 64 choose the weights")
     parser.add_argument("--test", type=int, default=112)
     parser.add_argument("--frames", type=int, default=8, choices=list(SCHEDULES))
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--positions-rate", type=float, default=10.0)
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rows", default="", help="names of rows, separated by semicolons (default: all)")
     parser.add_argument("--work", type=Path, help="where videos and fitted models are kept (default: nowhere)")

@@ -11,20 +11,20 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 
-def _read(name: str) -> dict[str, Any]:
+def read(name: str) -> dict[str, Any]:
     file = RESULTS / f"{name}.json"
     if not file.exists():
         sys.exit(f"benchmarks/results/{file.name} does not exist; run python benchmarks/{name}.py")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def merging_table() -> str:
-    record = _read("merging")
+    record = read("merging")
     rows = []
     for dtype, models in record["results"].items():
         for name, result in models.items():
@@ -45,7 +45,7 @@ def merging_table() -> str:
     memory, threads = record["memory"], record["machine"]["threads"]
     plain, merged = memory["processes"]["unmodified"], memory["processes"]["vid-TLDR msrvtt"]
     return (
-        f"{_table(head, rows)}\n\n{record['settings']['rounds']} rounds on {threads} cores; the unmodified model "
+        f"{table(head, rows)}\n\n{record['settings']['rounds']} rounds on {threads} cores; the unmodified model "
         f"runs fused attention. Aim: {100 * record['settings']['aims']['kept']:.0f} % of the FLOPs ratio. Peak memory "
         f"of a process that encodes one clip of 2,352 tokens with UMT-L: {plain['peak_mib']} MiB unmodified, "
         f"{merged['peak_mib']} MiB with vid-TLDR ({memory['peak_ratio']:.2f}; of what encoding adds to the loaded "
@@ -54,7 +54,7 @@ def merging_table() -> str:
 
 
 def quality_table() -> str:
-    record = _read("merging_quality")
+    record = read("merging_quality")
     rows = []
     for row in record["splits"]["all"]:
         spans = [row[f"interval_{iou}"]["kept"] for iou in ("0.5", "0.7")]
@@ -73,7 +73,7 @@ def quality_table() -> str:
     facts, reduce = record["facts"], record["settings"]["reduce"]
     head = ["method", "GFLOPs, % of dense", "fidelity", "5th pct", "R@1 IoU .5, % of dense (95 %)", ".7"]
     return (
-        f"{_table(head, rows)}\n\n{facts['videos']} videos of seven kinds, {facts['queries']} queries; cost with "
+        f"{table(head, rows)}\n\n{facts['videos']} videos of seven kinds, {facts['queries']} queries; cost with "
         f"attention. early: {reduce['early']} tokens in the 4 blocks, everywhere: {reduce['everywhere']}, of 197."
     )
 

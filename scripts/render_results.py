@@ -19,6 +19,8 @@ from typing import Any
 
 import render_merging
 import render_plans
+import render_tasks
+import render_tempme
 from everyframe.evaluation.plots import write_plots
 from everyframe.evaluation.tables import caption, markdown, tables
 
@@ -210,6 +212,8 @@ RENDERERS = {
     "memory": memory_table,
     **render_merging.RENDERERS,
     **render_plans.RENDERERS,
+    **render_tasks.RENDERERS,
+    **render_tempme.RENDERERS,
 }
 
 
@@ -236,6 +240,7 @@ def main() -> None:
                 file.write_text(rendered, encoding="utf-8")
     if not options.check:
         write_plots(read("ablation"), ROOT / "docs" / "images")
+        render_tasks.draw()
     if options.check and stale:
         names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
         sys.exit(f"{names}: not what benchmarks/results says; run python scripts/render_results.py")
