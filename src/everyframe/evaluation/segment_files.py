@@ -23,7 +23,6 @@ from everyframe.evaluation.reading import AnnotationError, Raw, read_raw, stem
 from everyframe.feature_files import write_whole
 from everyframe.tasks.localization import Detection, Segment
 
-Subset = str
 By = Literal["colour", "shape"]
 BYS: tuple[By, ...] = ("colour", "shape")
 _SECONDS = 0.05  # annotations round; less than this beyond the end of a video is not worth a word
@@ -33,7 +32,7 @@ _SECONDS = 0.05  # annotations round; less than this beyond the end of a video i
 class ActivityVideo:
     """One annotated video. duration: seconds, or None where the file does not say."""
 
-    subset: Subset
+    subset: str
     duration: float | None
     segments: tuple[Segment, ...]
 
@@ -52,7 +51,7 @@ class Activities:
     sources: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def subset(self, name: Subset) -> dict[str, ActivityVideo]:
+    def subset(self, name: str) -> dict[str, ActivityVideo]:
         """The videos of a subset, whatever its case. Raises AnnotationError, naming those there are, for no video."""
         found = {video: one for video, one in self.videos.items() if one.subset.lower() == name.lower()}
         if not found:
@@ -108,7 +107,7 @@ def plain_id(name: str) -> str:
     return stem(os.path.basename(name)).removeprefix("v_")
 
 
-def read_activities(path: str | os.PathLike[str], *, subset: Subset = "validation", by: By = "colour") -> Activities:
+def read_activities(path: str | os.PathLike[str], *, subset: str = "validation", by: By = "colour") -> Activities:
     """Annotated activities from a file of the ActivityNet-1.3 layout, or from the annotations.jsonl of `synthesize`.
 
     A folder is read as the annotations.jsonl in it. Such lines have neither subset nor class: all their videos get
@@ -135,7 +134,7 @@ def read_activities(path: str | os.PathLike[str], *, subset: Subset = "validatio
 def activities_of_events(
     videos: Mapping[str, tuple[float | None, Sequence[tuple[str, float, float]]]],
     *,
-    subset: Subset = "validation",
+    subset: str = "validation",
     by: By = "colour",
 ) -> Activities:
     """Classes for the events of synthetic videos: every red thing, whatever its shape, pattern and size, is "red".
@@ -260,7 +259,7 @@ def _activitynet(raw: Raw, source: dict[str, str]) -> Activities:
     return Activities(videos=videos, sources=(source,), notes=tuple(notes))
 
 
-def _events(raw: Raw, lines: list[Any], subset: Subset, by: By) -> Activities:
+def _events(raw: Raw, lines: list[Any], subset: str, by: By) -> Activities:
     events: dict[str, list[tuple[str, float, float]]] = {}
     durations: dict[str, float] = {}
     for at, line in enumerate(lines, 1):

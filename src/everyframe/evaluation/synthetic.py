@@ -37,7 +37,7 @@ from everyframe.evaluation.variants import (
 from everyframe.features import VideoFeatures
 from everyframe.pipeline import Sampling, read_window
 from everyframe.spans import temporal_iou
-from everyframe.synthetic import synthesize
+from everyframe.synthetic import Combinations, synthesize
 from everyframe.tasks.grounding import ground
 from everyframe.version import package_version
 
@@ -93,7 +93,7 @@ def evaluate_synthetic(
     settings = {"seeds": seeds, "videos": videos, "seed": seed, "seconds": seconds, "fps": sampling.fps}
     ablation = _nothing_measured(model, tokenizers, notes, sweep, settings)
     runner = _Runner(model, ablation.places, sweep, sampling.fps)
-    with _folder(work) as folder:
+    with work_folder(work) as folder:
         for number in range(seeds):
             started = time.monotonic()
             rendered = rendered_videos(
@@ -133,13 +133,25 @@ def _nothing_measured(
     )
 
 
-def rendered_videos(folder: Path, *, videos: int, seconds: float, seed: int, workers: int = 1) -> list[Video]:
+def rendered_videos(
+    folder: Path,
+    *,
+    videos: int,
+    seconds: float,
+    seed: int,
+    workers: int = 1,
+    combinations: Combinations = "unseen",
+) -> list[Video]:
     """The videos of one set, rendered into `folder` unless an earlier call finished the same set there."""
-    wanted = {"videos": videos, "seconds": seconds, "seed": seed, "version": package_version()}
+    wanted: dict[str, Any] = {"videos": videos, "seconds": seconds, "seed": seed, "version": package_version()}
+    if combinations != "unseen":
+        wanted["combinations"] = combinations
     done = folder / _DONE
     if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted):
         done.unlink(missing_ok=True)
-        for _ in synthesize(folder, videos=videos, seconds=seconds, seed=seed, combinations="unseen", workers=workers):
+        for _ in synthesize(
+            folder, videos=videos, seconds=seconds, seed=seed, combinations=combinations, workers=workers
+        ):
             pass
         done.write_text(json.dumps(wanted), encoding="utf-8")
     events: dict[str, list[tuple[str, float, float]]] = {}
@@ -227,7 +239,8 @@ def _check(seeds: int, videos: int, seed: int, seconds: float, workers: int) -> 
 
 
 @contextmanager
-def _folder(work: str | Path | None) -> Iterator[Path]:
+def work_folder(work: str | Path | None) -> Iterator[Path]:
+    """The folder, or one that is thrown away after the block."""
     if work is not None:
         yield Path(work)
         return
