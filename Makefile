@@ -37,10 +37,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/merging_quality.py
 	$(BIN)/python benchmarks/retrieval.py --out benchmarks/results/retrieval.json
 	$(BIN)/python benchmarks/sequences.py
-	$(BIN)/python benchmarks/grounding.py scorers
+	$(BIN)/python benchmarks/grounding.py scorers --out benchmarks/results/grounding.json
 	$(BIN)/python benchmarks/localization.py --seeds 3
-	$(BIN)/everyframe evaluate synthetic --all --workers 2 --out results
-	cp results/results.json benchmarks/results/tasks.json
+	$(BIN)/everyframe evaluate synthetic --all --workers 2 --out work/results
+	cp work/results/results.json benchmarks/results/tasks.json
 	$(BIN)/everyframe demo --out demo --json > benchmarks/results/demo.json
 	$(BIN)/python scripts/render_results.py
 
@@ -51,4 +51,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo results build dist
+	rm -rf $(VENV) demo build dist

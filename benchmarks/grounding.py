@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[901, 902, 903], help="sets of videos")
     parser.add_argument("--videos", type=int, default=24, help="in each set")
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 1.0, 2.0])
-    parser.add_argument("--work", type=Path, default=Path("synthetic-sets"), help="folder of videos and features")
+    parser.add_argument("--work", type=Path, default=Path("work/sets"), help="folder of videos and features")
     parser.add_argument("--frames", type=int, default=36_000)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
