@@ -28,8 +28,8 @@ from everyframe.backbone import Model
 from everyframe.encoders import DenseEncoder, ResidualViT, ReuseEncoder
 from everyframe.encoders.baselines import copy_features, fidelity, interpolate_features
 from everyframe.encoders.plan import fixed_roles
+from everyframe.evaluation.feature_folder import FeatureFolder
 from everyframe.evaluation.localization import (
-    FeatureFolder,
     LocalizationOutcome,
     evaluate_localization,
     without_content,

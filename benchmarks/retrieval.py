@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -207,10 +206,15 @@ def peak_of(size: str, method: str, videos: int) -> dict[str, float]:
 
 def print_peak(size: str, method: str, videos: int) -> None:
     run = Training(size, videos)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before = pages * resource.getpagesize() / 2**20
+    before = resident("VmRSS")
     run.step(method)
-    print(json.dumps({"before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}))
+    print(json.dumps({"before": before, "peak": resident("VmHWM")}))
+
+
+def resident(field: str) -> float:
+    """MiB of this process, now (VmRSS) or at most (VmHWM); ru_maxrss of a new process may be its parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 2**10
 
 
 def say(record: dict[str, Any]) -> None:

@@ -160,6 +160,30 @@ def test_spice_names_the_files_it_lacks(monkeypatch):
     assert "get_stanford_models" in captions._why_not("SPICE", True, None)
 
 
+def test_a_java_that_does_not_run_is_none(tmp_path, monkeypatch):
+    stub = tmp_path / "java"
+    stub.write_text("#!/bin/sh\necho get one >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(captions.shutil, "which", lambda name: str(stub))
+    said, wrote = random_texts(3)
+    assert score_captions(said, wrote, metrics=["CIDEr"]).tokenization == "plain"
+    with pytest.raises(ValueError, match="METEOR needs Java"):
+        score_captions(said, wrote, metrics=["METEOR"])
+
+
+def test_a_program_that_fails_costs_its_own_metric_alone(no_java, monkeypatch):
+    def fail(wrote, said):
+        raise captions._ProgramError("ROUGE-L's program failed")
+
+    monkeypatch.setitem(captions._SCORERS, "ROUGE-L", fail)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said, wrote = random_texts(3)
+    found = score_captions(said, wrote)
+    assert set(found.scores) == {"CIDEr"} and found.missing["ROUGE-L"] == "ROUGE-L's program failed"
+    with pytest.raises(ValueError, match="program failed"):
+        score_captions(said, wrote, metrics=["ROUGE-L", "CIDEr"])
+
+
 @pytest.mark.parametrize(
     ("said", "wrote", "metrics", "message"),
     [
@@ -226,6 +250,25 @@ def test_bertscore_equals_a_loop_over_words(bert, no_java):
 
     expected = np.mean([max(f1(states(said[key]), states(text)) for text in wrote[key]) for key in wrote])
     assert found == pytest.approx(100 * expected, abs=1e-4)
+
+
+def test_bertscore_takes_the_first_word_for_one_inside_a_text(tmp_path):
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    words.train_from_iterator(["x circle moves", "y circle moves", "x moves"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    states = BertScore(BertModel(config).eval(), tokenizer, 1).states(["circle moves", "", "moves"])
+    assert len(tokenizer.tokenize("moves")) > 1 == len(tokenizer.tokenize(" moves"))
+    assert [len(states[text]) for text in ("circle moves", "", "moves")] == [2, 0, 1]
 
 
 def test_bertscore_layers_and_a_missing_model(bert):

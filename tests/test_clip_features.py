@@ -152,6 +152,8 @@ def test_start_and_end_move_the_clips(tempme: ef.TempMe, video: Path) -> None:
     feats = ef.encode_video(video, tempme, clip_seconds=1, start=2.5, end=5.2)
     assert feats.times.tolist() == [2.5, 3.5, 4.5]
     assert feats.frame_ends[-1] == pytest.approx(5.2)
+    with pytest.warns(UserWarning, match="fewer than the 12"):  # however short clips are
+        assert ef.encode_video(video, tempme, clip_seconds=1e-7, end=0.1).num_frames == 3
     other = ef.encode_video(video, tempme, clip_seconds=1, start=3.5, end=4.5)
     np.testing.assert_allclose(other.embeddings[0], feats.embeddings[1], atol=1e-5)
 
@@ -265,6 +267,13 @@ def test_a_batch_skips_what_is_done_and_goes_on_after_a_bad_file(model: ef.Model
     dense = ef.DenseEncoder(model)
     assert next(encode_videos(sources[1:], dense, sampling=Sampling(fps=1))).num_frames == 7
     assert run(model, sources[1:])[0].status == "done"
+    # So are clips that were read with positions, without masses or within frames: settings that are else left out.
+    plain = ef.TempMe(model, **SCHEDULE)
+    rows = {block: torch.ones_like(each) for block, each in plain.zero_positions(12).items()}
+    for other in ({"positions": rows}, {"proportional": False}, {"temporal": False}):
+        clips = {"sampling": ClipSampling(clip_seconds=2.0)}
+        assert next(encode_videos(sources[1:], ef.TempMe(model, **SCHEDULE, **other), **clips)).status == "done"
+        assert run(model, sources[1:])[0].status == "done"
     # An output that was cut short is made anew.
     (out / "seven.npz").write_bytes((out / "seven.npz").read_bytes()[:500])
     assert run(model, sources[1:])[0].status == "done"

@@ -632,6 +632,23 @@ def test_describe_writes_subtitles(files, tmp_path, trained):
     assert [Description(**each) for each in json.loads(result.stdout)] == list(item.descriptions[2:4])
 
 
+def test_describe_encodes_at_the_rate_of_the_training(monkeypatch, trained):
+    asked = {}
+    monkeypatch.setattr("everyframe.cli.describe.load_model", lambda *_: None)
+    monkeypatch.setattr("everyframe.cli.encoder.Choice.make", lambda *_, **__: None)
+
+    def encode(source, encoder, **options):
+        asked.update(options)
+        return world(videos=1)[0].features
+
+    monkeypatch.setattr("everyframe.pipeline.encode_video", encode)
+    result, said = run("describe", "v.mp4", "--checkpoint", trained[1])
+    assert result.exit_code == 0, said
+    assert asked["fps"] == 2.0
+    run("describe", "v.mp4", "--checkpoint", trained[1], "--fps", 4)
+    assert asked["fps"] == 4.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

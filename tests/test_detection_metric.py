@@ -259,8 +259,8 @@ def test_predictions_are_read_scored_and_nothing_is_dropped_in_silence(tmp_path)
     for said in (
         "1 predicted segments reach outside their video",
         "1 predicted segments end before they start",
-        "1 predictions are of videos that subset 'validation' does not have",
-        "1 predictions have labels that subset 'validation' does not have",
+        "1 predictions are of videos that subset 'validation' does not have, elsewhere:",
+        "1 predictions have labels that subset 'validation' does not have, sit:",
         "1 videos have no predictions, c",
     ):
         assert said in notes

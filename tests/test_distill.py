@@ -432,9 +432,7 @@ def test_a_broken_checkpoint_is_said(model: Model, place: Path, tmp_path: Path, 
     file = tmp_path / "checkpoint.pt"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
-    with pytest.raises(
-        TrainingError, match=r"checkpoint\.pt is not a whole checkpoint of a run .* remove it"
-    ) as error:
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a whole checkpoint of a run .* remove it") as error:
         fit(model, place / "videos", tmp_path, **options)
     assert "\n" not in str(error.value)
 

@@ -179,6 +179,16 @@ def test_features_of_another_rate_are_named(annotations, videos, model, tmp_path
     assert "a.npz has 3 features per second, not 2; encode the video again" in result.failures[0].error
 
 
+def test_a_row_of_zeros_costs_its_video_and_nothing_else(annotations, videos, model, tmp_path):
+    for name in ("a", "b"):
+        feats = ef.encode_video(videos / f"{name}.mp4", DenseEncoder(model), fps=2.0)
+        feats.embeddings[3] *= name != "b"
+        feats.save(tmp_path / f"{name}.npz")
+    result = evaluate_grounding(read_moments(annotations), {"stored": StoredFeatures(folder=tmp_path, model=model)})
+    assert [failure.video for failure in result.failures] == ["b", "c"]
+    assert "b.npz: frame 3 (1.5 s) is all zeros" in result.failures[0].error
+
+
 @pytest.mark.parametrize("method", ["contrast", "half-height", "whole"])
 def test_other_methods(annotations, videos, model, method):
     source = EncodedVideos(encoder=DenseEncoder(model), folder=videos, sampling=Sampling(fps=2.0))
@@ -304,6 +314,14 @@ def test_missing_and_strange_predictions_are_counted(annotations, lines, tmp_pat
     assert json.loads((out / "grounding.json").read_text()) == record
     strict = run("--annotations", annotations, "--predictions", path, "--dataset", "mad", "--strict", "--json", code=1)
     assert json.loads(strict.stdout)["R100@0.7"] == pytest.approx(100 * 6 / 9)
+
+
+def test_any_number_of_annotators_scores_highlights(lines, tmp_path):
+    two = [{**lines[3], "saliency_scores": [[4, 2], [1, 4]]}]  # clips 0 and 3 of 4
+    items = read_moments(written(tmp_path / "two.jsonl", two))
+    answer = {"qid": 10, "pred_relevant_windows": [[0, 2, 1]], "pred_saliency_scores": [0.9, 0.1, 0.2, 0.8]}
+    metrics = score_predictions(items, read_predictions(written(tmp_path / "p.jsonl", [answer]))).metrics
+    assert (metrics["HL-Hit1"], metrics["HL-mAP"]) == (100.0, 75.0)  # the second annotator's clip comes second
 
 
 def test_order_is_kept_and_said(annotations, lines, tmp_path):

@@ -155,6 +155,8 @@ def test_clips_stand_for_their_middles_by_default(tmp_path):
     made = export([feats], "actionformer", tmp_path)
     assert "default_fps: 0.1" in made.config.lines
     assert next(line for line in made.config.lines if line.startswith("num_frames")).startswith("num_frames: 1")
+    (note,) = export([feats], "moment-detr", tmp_path / "more").notes  # long clips are no gaps
+    assert note == "1 video: encoded at 0.1 features per second, fewer than 0.5: rows repeat"
 
 
 @pytest.mark.parametrize(
@@ -744,6 +746,9 @@ def test_cli_texts_of_a_test_split(tmp_path, clip):
         (["x.npz", "--to", "vslnet", "--text"], "--text has no meaning with --to vslnet"),
         (["x.npz", "--to", "mad", "--text"], "--text needs --annotations"),
         (["x.npz", "--to", "coin"], "the target must be one of"),
+        (["--to", "mad", "--verify", "--annotations", "a", "--rate", "3"], "--rate has no meaning with --verify alone"),
+        (["x.npz", "--to", "mad", "--max-tokens", "3"], "--max-tokens has no meaning with an export without text"),
+        (["x.npz", "--to", "mad", "--annotations", "a", "--text-prefix", ""], "--text-prefix has no meaning with --to"),
     ],
 )
 def test_cli_bad_options(tmp_path, arguments, message):

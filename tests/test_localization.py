@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from everyframe.cli import app
+from everyframe.evaluation.feature_folder import FeatureFolder
 from everyframe.evaluation.localization import (
-    FeatureFolder,
     evaluate_localization,
     without_content,
     zero_shot_localization,
@@ -196,6 +196,9 @@ def test_local_attention_is_masked_attention(rows, window):
 def test_padding_changes_nothing():
     torch.manual_seed(0)
     network = ActionFormer(Architecture(dim=DIM, classes=3, width=16, heads=2, levels=4)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():  # as after training: no bias is 0
+            parameter.add_(0.2 * torch.randn_like(parameter))
     rows = torch.randn(1, 37, DIM)
     alone = network(rows, torch.ones(1, 37, dtype=torch.bool))
     padded = network(F.pad(rows, (0, 0, 0, 27), value=9.0), torch.arange(64)[None] < 37)
@@ -261,6 +264,7 @@ def test_losses_are_their_formulas():
         ({"width": 30}, "multiple of heads"),
         ({"rate": 0.0}, "rate must be a finite number > 0"),
         ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\)"),
+        ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -384,6 +388,21 @@ def test_rows_at_a_rate_for_videos_of_any_length(data):
     assert outcome.metrics["mAP@0.5"] > 40
 
 
+def test_what_cannot_work_is_said_before_training(data):
+    train, test, activities = data
+
+    def trained(*facts):
+        pytest.fail("trained")
+
+    for features, changes, message in (
+        ({}, {}, "none of the 8 videos of 'validation' has features, such as 100, 101, 102 and 5 more"),
+        (test, {"blocked": frozenset(test)}, "no video of 'validation' that counts has a segment"),
+        (test, {"tious": (0.5, 1.5)}, r"must be in \(0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_localization(train, features, activities, settings=TINY, epoch_done=trained, **changes)
+
+
 def test_what_cannot_be_used_is_named_and_the_rest_goes_on(data):
     train, test, activities = data
     broken = {
@@ -411,8 +430,14 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(data):
         train_localizer(train, {}, LABELS, settings)
     with pytest.raises(FeaturesError, match="different origin"):
         train_localizer({**train, "x": make_video(1, model="another")[0]}, segments, LABELS, settings)
-    with pytest.raises(ValueError, match="none of the 8 videos of 'validation' can be used"):
-        evaluate_localization(train, {}, activities, settings=settings)
+    fewer = {video: feats for video, feats in train.items() if video != "000"}
+    with pytest.raises(ValueError, match=r"none of the 1 videos can be used: 100: .* model id is 'toy'"):
+        unusable = {"100": make_video(100, model="another")[0]}
+        evaluate_localization(fewer, unusable, activities, settings=settings, blocked=frozenset(test) - {"100"})
+    zeros = replace(test["100"], embeddings=np.zeros_like(test["100"].embeddings))
+    text = {label: np.eye(DIM)[number] for number, label in enumerate(LABELS)}
+    floor = zero_shot_localization({**test, "100": zeros}, activities, text)
+    assert [(failure.video, failure.kind) for failure in floor.failures] == [("100", "unreadable")]
 
 
 # --- the command -----------------------------------------------------------------------------------------
@@ -425,15 +450,20 @@ def test_command_trains_predicts_and_scores_its_own_predictions(data, tmp_path):
         for video, feats in features.items():
             if video != "104":
                 feats.save(tmp_path / folder / f"v_{video}.npz")
+    (tmp_path / "test" / "v_105.npz").write_bytes(b"nothing")
+    (tmp_path / "test" / "more").mkdir()
+    test["100"].save(tmp_path / "test" / "more" / "100.npz")
     annotations = activities.write(tmp_path / "anet.json")
-    command = ["evaluate", "localization", "--annotations", str(annotations), "--preset", "synthetic"]
-    features = ["--features", str(tmp_path / "test"), "--train-features", str(tmp_path / "train")]
+    command = ["evaluate", "localization", "--annotations", str(annotations)]
+    features = ["--features", str(tmp_path / "test")]
+    training = ["--train-features", str(tmp_path / "train"), "--preset", "synthetic", "--epochs", "2"]
     out = tmp_path / "out"
-    run = CliRunner().invoke(app, [*command, *features, "--epochs", "2", "--out", str(out), "--json"])
-    assert run.exit_code == 1  # a video has no features
+    run = CliRunner().invoke(app, [*command, *features, *training, "--out", str(out), "--json"])
+    assert run.exit_code == 1  # a video has no features, one has none that can be read, one has two files
     assert "missing: 104: has no features" in run.stderr
     record = json.loads(run.stdout)
-    assert record["failures"][0]["video"] == "104"
+    assert [failure["video"] for failure in record["failures"]] == ["104", "105", "100"]
+    assert record == json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert {file.name for file in out.iterdir()} >= {
         "localizer.safetensors", "localizer.json", "predictions.json", "metrics.json", "log.csv",
     }  # fmt: skip
@@ -441,6 +471,12 @@ def test_command_trains_predicts_and_scores_its_own_predictions(data, tmp_path):
     assert json.loads(scored.stdout)["mAP"] == pytest.approx(record["mAP"])
     loaded = CliRunner().invoke(app, [*command, *features, "--checkpoint", str(out), "--json"])
     assert json.loads(loaded.stdout)["mAP"] == record["mAP"]
+    for arguments, message in (
+        (["--predictions", "p.json", *features], "--features has no meaning with --predictions"),
+        (["--predictions", "p.json", "--baselines"], "--baselines has no meaning with --predictions"),
+        ([*features, "--checkpoint", str(out), "--epochs", "3"], "--epochs has no meaning with --checkpoint"),
+    ):
+        assert message in str(CliRunner().invoke(app, [*command, *arguments]).exception)
 
 
 def test_a_folder_of_features_reads_each_file_once_and_names_doubles(data, tmp_path):

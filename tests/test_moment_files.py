@@ -252,6 +252,9 @@ def test_written_predictions_are_read_back(tmp_path):
     found = read_predictions(tmp_path / "p.jsonl").answers["q8"]
     np.testing.assert_allclose(found.windows, windows, atol=5e-4)
     assert found.saliency.tolist() == [0.5, 0.25]
+    items = read_moments(written(tmp_path / "b.jsonl", [{**LINES[0], "qid": qid} for qid in ("007", "7", 8)]))
+    write_predictions(tmp_path / "p.jsonl", items, {qid: Answer(qid=qid, windows=windows) for qid in ("007", "7", "8")})
+    assert list(read_predictions(tmp_path / "p.jsonl").answers) == ["007", "7", "8"]
 
 
 # --- the real files --------------------------------------------------------------------------------------

@@ -289,6 +289,16 @@ def test_stored_features_must_fit(model, videos, items, tmp_path):
     assert [failure.kind for failure in result.failures] == ["unreadable", "missing", "missing"]
 
 
+def test_features_without_length_are_left_out(model, videos, items, tmp_path):
+    for name in NAMES:
+        feats = ef.encode_video(next(videos.rglob(f"{name}.mp4")), DenseEncoder(model), fps=FPS)
+        blank = np.zeros_like(feats.embeddings) if name == NAMES[1] else feats.embeddings
+        dataclasses.replace(feats, embeddings=blank).save(tmp_path / f"{name}.npz")
+    result = evaluate_zero_shot(model, {"stored": StoredFeatures(folder=tmp_path, model=model)}, items)
+    assert [(failure.video, failure.kind) for failure in result.failures] == [(NAMES[1], "unreadable")]
+    assert result.rows[0].videos == 3
+
+
 def test_classes_need_names(model, videos, items):
     with pytest.raises(ValueError, match=r"x numbers its classes but does not name them; pass their names"):
         evaluate_zero_shot(
@@ -354,6 +364,7 @@ def test_cli_says_what_is_missing_and_fails(clip_folder, table, videos, tmp_path
         (["--videos", "v", "--dataset", "ssv2"], "--dataset must be one of kinetics400, ucf101, got 'ssv2'"),
         (["--videos", "v", "--templates", "none.txt"], "none.txt is neither a file of templates nor one of"),
         (["--videos", "v", "--encoder", "dense", "--fps", 0], "fps must be > 0"),
+        (["--videos", "v", "--out", "r.csv"], "--out must be a JSON file, whose table is written beside it as a CSV"),
         (["--videos", "nowhere"], "nowhere is not a folder; give the one that holds the videos"),
     ],
 )

@@ -5,7 +5,7 @@ from everyframe.cli import evaluate_clips  # noqa: F401  (adds its commands to e
 from everyframe.cli import evaluate_recognition  # noqa: F401
 from everyframe.cli import evaluate_grounding  # noqa: F401
 from everyframe.cli import evaluate_localization  # noqa: F401
-from everyframe.cli import evaluate_description, describe  # noqa: F401, I001
+from everyframe.cli import evaluate_description, describe  # noqa: F401
 from everyframe.cli import finetune  # noqa: F401
 from everyframe.cli import export  # noqa: F401
 from everyframe.cli.app import app, main

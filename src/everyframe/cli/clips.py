@@ -333,12 +333,17 @@ def finish(result: Outcome, out: Path | None, *, as_json: bool, quiet: bool) -> 
 
 def say_failures(failures: Sequence[Failure], *, listed_elsewhere: bool) -> None:
     """Name the videos that were left out, the first few of many; exit with 1 where there are any."""
-    for failure in failures[:_LISTED]:
-        console.say(f"everyframe: {failure.kind}: {failure.error}", style="red", error=True)
-    if len(failures) > _LISTED:
-        more = f"and {len(failures) - _LISTED} more" + ("" if listed_elsewhere else "; --out lists them all")
+    say_problems([f"{each.kind}: {each.error}" for each in failures], "" if listed_elsewhere else "--out")
+
+
+def say_problems(lines: Sequence[str], option: str) -> None:
+    """Print the first few of many in red, and which option lists them all ("": that was given); exit with 1 if any."""
+    for line in lines[:_LISTED]:
+        console.say(f"everyframe: {line}", style="red", error=True)
+    if len(lines) > _LISTED:
+        more = f"and {len(lines) - _LISTED} more" + (f"; {option} lists them all" if option else "")
         console.say(f"everyframe: {more}", style="red", error=True)
-    if failures:
+    if lines:
         raise typer.Exit(1)
 
 

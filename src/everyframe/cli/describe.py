@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ from everyframe.cli.app import app
 from everyframe.cli.clip_encoder import parse_clip
 from everyframe.cli.encoder import EncoderOption, choose_encoder
 from everyframe.cli.evaluate_description import BeamOption
-from everyframe.cli.options import DeviceOption, FpsOption, JsonOption, ModelOption, PartialOption, given, load_model
+from everyframe.cli.options import DeviceOption, JsonOption, ModelOption, PartialOption, given, load_model
 
 if TYPE_CHECKING:
     from everyframe.features import VideoFeatures
@@ -45,7 +46,9 @@ def describe(
     beam: BeamOption = 5,
     model: ModelOption = None,
     encoder: EncoderOption = None,
-    fps: FpsOption = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Features per second. (default: those of the training)")
+    ] = None,
     device: DeviceOption = None,
     keep_partial: PartialOption = False,
     as_json: JsonOption = False,
@@ -93,7 +96,9 @@ def _encode(
     from everyframe.pipeline import encode_video
 
     choice = choose_encoder(encoder=encoder)
-    known = (describer.space or {}).get("model id")
+    space = describer.space or {}
+    known = space.get("model id")
+    fps = space.get("fps") if fps is None else fps  # as it was trained, where nothing is said
     if model is None and not isinstance(known, str):
         raise ValueError("the describer does not say which model its features came from; pass --model")
     reader = choice.make(load_model(model or known, device, None, None), fps=fps)
@@ -103,12 +108,13 @@ def _encode(
 def _spans(annotations: Path, source: str, feats: VideoFeatures, left_out: list[str]) -> list[tuple[float, float]]:
     """The spans that a file has of one video; those that lie outside it go to `left_out`."""
     from everyframe.evaluation.description_files import read_narrations
-    from everyframe.evaluation.reading import AnnotationError
+    from everyframe.evaluation.reading import AnnotationError, spellings, stem
     from everyframe.tasks.description import Narrated, usable
 
     narrations = read_narrations(annotations)
     name = Path(str(feats.video.get("path", source))).stem
-    found = narrations.by_video.get(name)
+    known = {stem(os.path.basename(video)): own for video, own in narrations.by_video.items()}
+    found = next(filter(None, map(known.get, spellings(name))), None)
     if found is None:
         some = ", ".join(list(narrations.by_video)[:3])
         raise AnnotationError(f"{annotations} says nothing of {name}; it has {some}, ...")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DEFAULT_LANGUAGE = "gpt2"
 _LISTED = 10
 
-BeamOption = Annotated[int, typer.Option("--beam", help="Width of the beam search; 1 is greedy.")]
+BeamOption = Annotated[int, typer.Option("--beam", min=1, help="Width of the beam search; 1 is greedy.")]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="Folder describer/ that everyframe evaluate description --out wrote."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from everyframe.evaluation.moment_files import MomentSet
 
 _SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.3", "R5@0.5", "R5@0.7", "mIoU", "mAP", "HL-mAP", "HL-Hit1")
-_NAMED = 10
 
 
 @evaluate.command()
@@ -274,7 +272,7 @@ def _finish_scores(scores: PredictionScores, items: MomentSet, out: Path | None,
             f"{found['path']}: {len(scores.missed)} of {len(items.queries)} queries have no prediction and count as "
             f"missed (qid {some})"
         )
-    _say_problems(lines, listed_elsewhere=out is not None or as_json)
+    clips.say_problems(lines, "" if out is not None or as_json else "--json")
 
 
 def _finish(result: GroundingOutcome, how: Grounding, out: Path | None, *, as_json: bool, quiet: bool) -> None:
@@ -289,17 +287,7 @@ def _finish(result: GroundingOutcome, how: Grounding, out: Path | None, *, as_js
             console.say(f"wrote {file}")
     lines = [str(fault) for fault in result.items.faults]
     lines += [f"{failure.kind}: {failure.error}" for failure in result.failures]
-    _say_problems(lines, listed_elsewhere=out is not None or as_json)
-
-
-def _say_problems(lines: Sequence[str], *, listed_elsewhere: bool) -> None:
-    for line in lines[:_NAMED]:
-        console.say(f"everyframe: {line}", style="red", error=True)
-    if len(lines) > _NAMED:
-        more = f"and {len(lines) - _NAMED} more" + ("" if listed_elsewhere else "; --json lists them all")
-        console.say(f"everyframe: {more}", style="red", error=True)
-    if lines:
-        raise typer.Exit(1)
+    clips.say_problems(lines, "" if out is not None or as_json else "--json")
 
 
 def _warn(text: str) -> None:

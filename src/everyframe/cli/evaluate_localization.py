@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everyframe import console
-from everyframe.cli.clips import say_failures
+from everyframe.cli.clips import check_none, say_failures
 from everyframe.cli.evaluate import evaluate
 from everyframe.cli.options import (
     DeviceOption,
@@ -93,6 +93,15 @@ def localization(
     """
     if predictions is None and features is None:
         raise ValueError("give --features, a folder of features to train on and predict from, or --predictions")
+    if predictions is not None:
+        training = given(
+            features=features, train_features=train_features, scores=scores, checkpoint=checkpoint, preset=preset,
+            epochs=epochs, seed=seed, baselines=baselines or None,
+        )  # fmt: skip
+        check_none("--predictions, which are only scored", training)
+    elif checkpoint is not None and not baselines:
+        training = given(train_features=train_features, preset=preset, epochs=epochs, seed=seed)
+        check_none("--checkpoint, which is trained already", training)
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     thresholds = _thresholds(tiou)
@@ -102,6 +111,8 @@ def localization(
     if out is not None:
         check_writable(out)
     activities = _activities(annotations, train_annotations, subset, train_subset, classes)
+    if baselines:
+        activities.subset(train_subset)  # they are trained, even beside a checkpoint: better said before than after
     left_out = frozenset() if blocked is None else read_blocked(blocked)
     common: dict[str, Any] = {"subset": subset, "blocked": left_out, **given(tious=thresholds)}
     if predictions is not None:
@@ -173,23 +184,23 @@ def _train_and_predict(
     *,
     silent: bool,
 ) -> LocalizationOutcome:
-    import torch
-
-    from everyframe.evaluation.localization import FeatureFolder, evaluate_localization, write_outcome
+    from everyframe.backbone.model import parse_device
+    from everyframe.evaluation.feature_folder import FeatureFolder
+    from everyframe.evaluation.localization import evaluate_localization, write_outcome
     from everyframe.evaluation.segment_files import read_class_scores
     from everyframe.training.localizer import Localizer
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = str(parse_device(device))
     test = FeatureFolder(features)
     train = test if train_features is None else FeatureFolder(train_features)
     options: dict[str, Any] = {
         **common,
         "class_scores": None if scores is None else read_class_scores(scores),
         "train_subset": train_subset,
-        "device": device,
+        "device": place,
         "say": (lambda text: None) if silent else lambda text: console.say(text, error=True),
     }
-    localizer = None if checkpoint is None else Localizer.load(checkpoint, device=device)
+    localizer = None if checkpoint is None else Localizer.load(checkpoint, device=place)
     with console.StepProgress(silent=silent) as progress:
         outcome = evaluate_localization(
             train, test, activities, settings=settings, localizer=localizer, folder=out, epoch_done=progress.step,
@@ -198,10 +209,11 @@ def _train_and_predict(
     doubles = [*test.failures, *(train.failures if train is not test else ())]
     outcome = replace(outcome, failures=(*outcome.failures, *doubles))
     if baselines:
-        for name, score in _baselines(activities, train, test, settings, options, common).items():
+        shown = {video: test[video] for video in outcome.predictions}
+        for name, score in _baselines(activities, train, shown, settings, options, common).items():
             outcome = outcome.with_block(name, score)
-        if out is not None:
-            write_outcome(outcome, out)
+    if out is not None:
+        write_outcome(outcome, out)
     return outcome
 
 
@@ -214,20 +226,20 @@ def _baselines(
     common: dict[str, Any],
 ) -> dict[str, Any]:
     """Scores of the same training on noise in place of features, and of class names alone."""
+    from everyframe.evaluation.feature_folder import readable
     from everyframe.evaluation.localization import evaluate_localization, without_content, zero_shot_localization
 
     videos = activities.subset(common["subset"])
     labels = sorted({segment.label for one in videos.values() for segment in one.segments})
-    readable = {video: test[video] for video in videos if video in test}
-    learned = {video: train[video] for video in activities.subset(options["train_subset"]) if video in train}
+    learned = readable(train, activities.subset(options["train_subset"]))
     blind = evaluate_localization(
-        without_content(learned), without_content(readable, seed=1), activities, settings=settings, **options
+        without_content(learned), without_content(test, seed=1), activities, settings=settings, **options
     )
     found = {"no features": blind.score}
-    model = model_of(next(iter(readable.values())), None, None)
+    model = model_of(next(iter(test.values())), None, None)
     if model.text is not None:
         texts = model.encode_text([activities.prompt.format(label.lower()) for label in labels])
-        zero = zero_shot_localization(readable, activities, dict(zip(labels, texts, strict=True)), **common)
+        zero = zero_shot_localization(test, activities, dict(zip(labels, texts, strict=True)), **common)
         found["zero-shot"] = zero.score
     return found
 

@@ -124,6 +124,8 @@ def recognition(
     silent = as_json or quiet
     if clips.reads_frames(model):
         clips.check_none("an image model, which reads single frames (--encoder says how)", of_clips)
+        if out is not None and out.suffix.lower() == ".csv":
+            raise ValueError(f"--out must be a JSON file, whose table is written beside it as a CSV file, got {out}")
         chosen = of_encoder | given(reduce=reduce)
         _check_sources(videos, features, compare, chosen | given(fps=fps, batch_size=batch_size, cache=cache))
         found = _zero_shot(model, annotations, videos, classes, dataset, of_frames, chosen, loading, shared, silent)

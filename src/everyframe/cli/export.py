@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from everyframe import console
 from everyframe.cli.app import app
+from everyframe.cli.clips import check_none
 from everyframe.cli.options import DeviceOption, JsonOption, QuietOption, given, model_recorded
 
 if TYPE_CHECKING:
@@ -91,12 +92,13 @@ def export(
     from everyframe.exports.targets import find_target
 
     find_target(to)
-    _check(features, to, annotations, text=text, verify=verify, texts=TARGETS[to].texts is not None)
-    queries, faults = ([], []) if annotations is None else _read(annotations)
     options: dict[str, Any] = given(
         rate=rate, phase=phase, how=how, dtype=dtype, prefix=prefix, strip=strip, max_rows=max_rows,
         normalise=normalise or None,
     )  # fmt: skip
+    of_texts = given(max_tokens=max_tokens, text_prefix=text_prefix)
+    _check(features, to, annotations, options, of_texts, text=text, verify=verify)
+    queries, faults = ([], []) if annotations is None else _read(annotations)
     silent = as_json or quiet
     exported: Exported | None = None
     texts: ExportedTexts | None = None
@@ -125,16 +127,33 @@ def export(
 
 
 def _check(
-    features: list[Path] | None, to: str, annotations: Path | None, *, text: bool | None, verify: bool, texts: bool
+    features: list[Path] | None,
+    to: str,
+    annotations: Path | None,
+    options: dict[str, Any],
+    of_texts: dict[str, Any],
+    *,
+    text: bool | None,
+    verify: bool,
 ) -> None:
+    """Only options that have a meaning with each other. Raises ValueError."""
+    from everyframe.exports import TARGETS
+
+    layout = TARGETS[to].texts
     if not features and not verify:
         raise ValueError("nothing to export: give feature files or folders, or --verify for an export made before")
     if verify and annotations is None:
         raise ValueError("--verify needs --annotations, whose windows it maps to rows")
-    if text and not texts:
+    if text and layout is None:
         raise ValueError(f"--text has no meaning with --to {to}, which makes its own text features")
     if text and (annotations is None or not features):
         raise ValueError("--text needs --annotations with the texts, and the features whose model encodes them")
+    if not features:
+        check_none("--verify alone, which checks an export as it is", options | of_texts)
+    if layout is None or text is False or annotations is None:
+        check_none("an export without text features", of_texts)
+    if layout == "h5":
+        check_none(f"--to {to}, whose texts have no files of their own", given(text_prefix=of_texts.get("text_prefix")))
 
 
 class _Progress(console.Bar):
@@ -172,8 +191,7 @@ def _read(path: Path) -> tuple[list[Query], list[tuple[str, str]]]:
             )
             for video, own in activities.videos.items()
         ], []
-    if raw.is_dict and "qid" in raw.value:  # JSON lines of a single line
-        raw = dataclasses.replace(raw, value=[raw.value], numbers=(1,))
+    raw = raw.as_lines("qid")
     if raw.is_list and isinstance(raw.first, dict) and "qid" in raw.first and "relevant_windows" not in raw.first:
         # A test split: texts without windows.
         return [

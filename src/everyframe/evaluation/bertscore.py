@@ -42,8 +42,10 @@ class BertScore:
         found: dict[str, Tensor] = {}
         for at in range(0, len(texts), _BATCH):
             part = texts[at : at + _BATCH]
+            # As the authors' package has it, a word-piece tokenizer takes the first word for one inside a text.
+            spaced = [f" {text}" if text else "" for text in part]
             inputs = self.tokenizer(
-                part, return_tensors="pt", padding=True, truncation=True, return_special_tokens_mask=True
+                spaced, return_tensors="pt", padding=True, truncation=True, return_special_tokens_mask=True
             )
             special = inputs.pop("special_tokens_mask").bool()
             out = self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]

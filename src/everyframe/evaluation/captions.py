@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,10 @@ _CORENLP = "stanford-corenlp-3.6.0"
 _PUNCTUATION = re.compile(r"(?!(?<=\d)[.,](?=\d))[^\w\s'’-]|_")
 _CLITIC = re.compile(r"(n't|'(?:s|m|d|ll|re|ve))$")
 Texts = dict[str, list[str]]
+
+
+class _ProgramError(ValueError):
+    """A program that a metric needs did not do its work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ def score_captions(
     CIDEr weighs n-grams by how rare they are among the references of all keys: it is a number of the whole set, 0 for a
     single key, and up to 1000 in this scale. METEOR too is computed from sums over the set; the others are means.
     Raises ValueError for other keys, no keys, an empty reference, unknown metrics, and for a metric asked for by name
-    that cannot be had; ImportError without pycocoevalcap.
+    that cannot be had or whose program fails; ImportError without pycocoevalcap.
     """
     wanted, missing = available(metrics, bert)
     if not references or set(predictions) != set(references):
@@ -67,14 +72,19 @@ def score_captions(
         raise ValueError(f"{empty[0]} has an empty reference")
     wrote = {key: [_line(text) for text in references[key]] for key in sorted(references)}
     said = {key: [_line(predictions[key])] for key in wrote}
-    java = shutil.which("java") is not None
+    java = _has_java()
     wrote_tokens, said_tokens = tokenize([wrote, said], "ptb" if java else "plain")
     scores: dict[str, float] = {}
     for name in wanted:
         if name == "BERTScore":  # reads sentences as they are written, with its own tokens
             scores[name] = 100 * load_bert(bert).score(said, wrote)
-        else:
+            continue
+        try:
             scores[name] = 100 * _SCORERS[name](wrote_tokens, said_tokens)
+        except _ProgramError as error:  # the other metrics are not lost for it
+            if metrics is not None:
+                raise
+            missing[name] = str(error)
     return CaptionScores(scores=scores, missing=missing, tokenization="ptb" if java else "plain", clips=len(references))
 
 
@@ -87,7 +97,7 @@ def available(metrics: Sequence[str] | None = None, bert: str | None = None) -> 
     if unknown := [name for name in wanted if name not in METRICS]:
         raise ValueError(f"metrics must be of {', '.join(METRICS)}, got {', '.join(unknown)}")
     require("pycocoevalcap", extra=_EXTRA)
-    java = shutil.which("java") is not None
+    java = _has_java()
     missing = {name: why for name in wanted if (why := _why_not(name, java, bert)) is not None}
     if metrics is not None and missing:
         raise ValueError("; ".join(missing.values()))
@@ -133,7 +143,7 @@ def _ptb(texts: Sequence[str]) -> list[str]:
     lines = done.stdout.splitlines()
     if done.returncode or len(lines) != len(full):
         said = (done.stderr.strip().splitlines() or [f"{len(lines)} lines for {len(full)}"])[-1]
-        raise RuntimeError(f"Java's tokenizer failed ({said}); try java -version")
+        raise _ProgramError(f"Java's tokenizer failed ({said}); try java -version")
     found = iter(lines)
     return [
         " ".join(word for word in next(found).split(" ") if word not in package.PUNCTUATIONS) if text else ""
@@ -142,6 +152,17 @@ def _ptb(texts: Sequence[str]) -> list[str]:
 
 
 # --- what each metric needs ------------------------------------------------------------------------------
+
+
+def _has_java() -> bool:
+    java = shutil.which("java")
+    return java is not None and _runs(java)
+
+
+@lru_cache(maxsize=1)
+def _runs(java: str) -> bool:
+    """Some systems have a java that only says where to get one."""
+    return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
 
 
 def _why_not(name: str, java: bool, bert: str | None) -> str | None:
@@ -177,7 +198,7 @@ def _meteor(wrote: Texts, said: Texts) -> float:
     try:
         return float(scorer.compute_score(wrote, said)[0])
     except (ValueError, OSError) as error:  # the program ended, so that there was no number to read
-        raise RuntimeError(f"METEOR's program failed ({error}); is Java sound? try java -version") from error
+        raise _ProgramError(f"METEOR's program failed ({error}); is Java sound? try java -version") from error
 
 
 def _spice(wrote: Texts, said: Texts) -> float:
@@ -185,7 +206,7 @@ def _spice(wrote: Texts, said: Texts) -> float:
         try:
             found: Any = require("pycocoevalcap.spice.spice", extra=_EXTRA).Spice().compute_score(wrote, said)
         except (OSError, subprocess.SubprocessError) as error:
-            raise RuntimeError(f"SPICE's program failed: {error}; it needs Java 8 and 8 GB of memory") from error
+            raise _ProgramError(f"SPICE's program failed: {error}; it needs Java 8 and 8 GB of memory") from error
     return float(found[0])
 
 

@@ -16,7 +16,7 @@ from everyframe.evaluation.captions import CaptionScores, Tokenization, availabl
 from everyframe.evaluation.clips import Failure
 from everyframe.evaluation.description_files import Narrations, narrated_events
 from everyframe.evaluation.frame_features import check_made_alike, files_by_video
-from everyframe.evaluation.reading import AnnotationError, stem
+from everyframe.evaluation.reading import AnnotationError, spellings, stem
 from everyframe.feature_files import write_whole
 from everyframe.features import FeaturesError, VideoFeatures, check_same_space, space_of
 from everyframe.tasks.describer import Describer
@@ -105,14 +105,18 @@ def evaluate_description(
         raise ValueError("give either videos to train on, or a describer")
     if baseline and train is None:
         raise ValueError("the baseline without sight is trained beside the describer: it needs videos to train on")
+    if beam < 1:
+        raise ValueError(f"beam must be at least 1, got {beam}")
     say = say or (lambda text: None)
     available(metrics, bert)
     learned, left_out = usable(train or ())
     shown, unusable = usable(test)
     if not shown:
         raise ValueError("there is nothing to describe" + (f": {unusable[0]}" if unusable else ""))
-    for item in learned[:1]:
-        check_same_space(space_of(item.features), shown[0].features)
+    if learned:
+        space = space_of(learned[0].features)
+        for item in shown:
+            check_same_space(space, item.features)
     recipe = recipe or (DescribeRecipe.small() if language == SMALL else DescribeRecipe())
 
     def fit(name: str, recipe: DescribeRecipe) -> Describer:
@@ -123,6 +127,8 @@ def evaluate_description(
 
     describer = describer or fit(DESCRIBER, recipe)
     predictions = _describe(describer, shown, beam, say)
+    if out is not None:  # whatever scoring comes to
+        write_predictions(out, predictions)
     scores = score(predictions, shown, metrics=metrics, bert=bert)
     without: dict[str, float] | None = None
     if baseline:
@@ -138,8 +144,7 @@ def evaluate_description(
             "describer": asdict(describer.config),
             "features": describer.space,
             "beam": beam,
-            **({} if train is None else {"recipe": asdict(recipe), "language": language}),
-            "trained_on": {"videos": len(learned), "descriptions": sum(len(item.descriptions) for item in learned)},
+            **({} if train is None else {"recipe": asdict(recipe), "language": language, "trained_on": _size(learned)}),
         },
         left_out=(*left_out, *unusable),
         describer=describer,
@@ -147,6 +152,10 @@ def evaluate_description(
     if out is not None:
         write_outcome(out, outcome)
     return outcome
+
+
+def _size(items: Sequence[Narrated]) -> dict[str, int]:
+    return {"videos": len(items), "descriptions": sum(len(item.descriptions) for item in items)}
 
 
 def outcome_of(
@@ -248,7 +257,8 @@ def read_narrated(narrations: Narrations, features: str | os.PathLike[str]) -> t
     items: list[Narrated] = []
     failures: list[Failure] = []
     for video, descriptions in narrations.by_video.items():
-        found = files.get(stem(os.path.basename(video)), [])
+        names = spellings(stem(os.path.basename(video)))
+        found = next(filter(None, map(files.get, names)), [])
         if len(found) > 1:
             raise AnnotationError(f"{video} could be {found[0]} or {found[1]}; give a folder that holds it once")
         if not found:
@@ -266,16 +276,17 @@ def read_narrated(narrations: Narrations, features: str | os.PathLike[str]) -> t
 
 
 def write_outcome(out: Path, outcome: DescriptionOutcome) -> None:
-    """predictions.jsonl, which `read_narrations` reads, and metrics.json: whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"vid": video, **asdict(each)}, ensure_ascii=False) for video, each in _all(outcome.predictions)
-    ]
+    """predictions.jsonl and metrics.json, each whole or not at all."""
+    write_predictions(out, outcome.predictions)
     metrics = json.dumps(outcome.as_dict(), indent=1, default=str) + "\n"
-    write_whole(
-        [(out / PREDICTIONS, "".join(f"{line}\n" for line in lines).encode()), (out / METRICS_FILE, metrics.encode())],
-        out,
-    )
+    write_whole([(out / METRICS_FILE, metrics.encode())], out)
+
+
+def write_predictions(out: Path, predictions: Mapping[str, Sequence[Description]]) -> None:
+    """predictions.jsonl, which `read_narrations` reads."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"vid": video, **asdict(each)}, ensure_ascii=False) for video, each in _all(predictions)]
+    write_whole([(out / PREDICTIONS, "".join(f"{line}\n" for line in lines).encode())], out)
 
 
 def _all(descriptions: Mapping[str, Sequence[Description]]) -> Iterator[tuple[str, Description]]:

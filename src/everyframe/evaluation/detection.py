@@ -73,8 +73,7 @@ def detection_map(
     truth, predictions: by video id; a video without predictions has found nothing. blocked: ids that count on neither
     side. Raises ValueError where no segment is left to find, or a threshold lies outside (0, 1].
     """
-    if not tious or any(not 0 < tiou <= 1 for tiou in tious):
-        raise ValueError(f"thresholds of temporal IoU must be in (0, 1], got {list(tious)}")
+    check_tious(tious)
     kept = {video: _distinct(segments) for video, segments in truth.items() if video not in blocked}
     labels = list(dict.fromkeys(segment.label for segments, _, _ in kept.values() for segment in segments))
     if not labels:
@@ -109,6 +108,12 @@ def detection_map(
         empty=sum(empty for _, _, empty in kept.values()),
         **counts,
     )
+
+
+def check_tious(tious: Sequence[float]) -> None:
+    """Raises ValueError unless there are thresholds, all in (0, 1]."""
+    if not tious or any(not 0 < tiou <= 1 for tiou in tious):
+        raise ValueError(f"thresholds of temporal IoU must be in (0, 1], got {list(tious)}")
 
 
 def _distinct(segments: Sequence[Segment]) -> tuple[list[Segment], int, int]:

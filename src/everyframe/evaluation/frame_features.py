@@ -24,6 +24,11 @@ from everyframe.features import FeaturesError, VideoFeatures, check_same_space, 
 from everyframe.pipeline import Sampling, encode_videos, output_paths
 
 Read = tuple[int, VideoFeatures | Failure]
+_SETTINGS = (
+    *("encoder", "fps", "interleave", "drop", "select", "plan", "tolerance", "residual", "reduce"),
+    *("clip_seconds", "frames", "r", "clips", "remove_cross", "remove_intra", "positions"),
+)
+"""What features that are evaluated together were all made with; an encoder has those that decide its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +116,8 @@ class StoredFeatures:
     def read(self, videos: Sequence[str], progress: Progress | None = None) -> Iterator[Read]:
         """(number, features or why there are none) for every name in `videos`, in order.
 
-        Features of another model, or made with other settings than those before them, count as unreadable. Raises
-        AnnotationError where a name fits several files or `folder` is none.
+        Features of another model, made with other settings than those before them, or with a row of zeros, count as
+        unreadable. Raises AnnotationError where a name fits several files or `folder` is none.
         """
         folder = Path(self.folder)
         if not folder.is_dir():
@@ -130,12 +135,12 @@ class StoredFeatures:
                     self._check(feats, first, found[0])
             except FeaturesError as error:
                 yield number, Failure(video, "unreadable", str(error))
-                continue
-            if feats is None:
-                yield number, Failure(video, "missing", f"{video}: has no features in {folder}")
             else:
-                first = first or feats
-                yield number, feats
+                if feats is None:
+                    yield number, Failure(video, "missing", f"{video}: has no features in {folder}")
+                else:
+                    first = first or feats
+                    yield number, feats
             if progress is not None:
                 progress("feature files", number + 1, len(videos))
 
@@ -149,6 +154,10 @@ class StoredFeatures:
         rate = feats.settings.get("fps")
         if self.fps is not None and rate is not None and rate != self.fps:
             raise FeaturesError(f"{file} has {rate:g} features per second, not {self.fps:g}; encode the video again")
+        try:
+            _ = feats.norms  # here, where one file is left out, and not in the middle of what is done with all of them
+        except FeaturesError as error:
+            raise FeaturesError(f"{file}: {error}") from error
         if first is not None:
             check_made_alike(first, feats, file)
 
@@ -156,7 +165,7 @@ class StoredFeatures:
 def check_made_alike(first: VideoFeatures, feats: VideoFeatures, file: Path) -> None:
     """Raises FeaturesError where two files are of different models, encoders or rates."""
     check_same_space(space_of(first), feats)
-    for key in ("encoder", "fps", "interleave", "drop", "select", "plan", "tolerance", "residual", "reduce"):
+    for key in _SETTINGS:
         if first.settings.get(key) != feats.settings.get(key):
             raise FeaturesError(
                 f"{file} was made with {key}={feats.settings.get(key)!r}, but others with "

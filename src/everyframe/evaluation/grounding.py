@@ -289,7 +289,10 @@ def _scores(
     metrics = moment_metrics(_truth(queries), windows, tops=tops, ious=IOUS, strict=strict)
     judged = [(query, answer) for query, answer in zip(queries, answers, strict=True) if query.saliency]
     if any(answer is not None and answer.saliency is not None for _, answer in judged):
-        tables = [saliency_table(query.duration or 0.0, query.clips, query.saliency) for query, _ in judged]
+        tables = [
+            saliency_table(query.duration or 0.0, query.clips, query.saliency, annotators=len(query.saliency[0]))
+            for query, _ in judged
+        ]
         metrics |= highlight_metrics(tables, [None if answer is None else answer.saliency for _, answer in judged])
     return metrics
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,17 @@ from typing import Any
 import numpy as np
 
 from everyframe.evaluation.clips import Failure
-from everyframe.evaluation.detection import TIOUS, DetectionScore, detection_map
-from everyframe.evaluation.segment_files import Activities, ActivityVideo, Predictions, plain_id, write_predictions
-from everyframe.feature_files import RECIPE_SUFFIX, SUFFIXES, FeaturesError, write_whole
+from everyframe.evaluation.detection import TIOUS, DetectionScore, check_tious, detection_map
+from everyframe.evaluation.feature_folder import Chosen, usable
+from everyframe.evaluation.outcome import check_some_left
+from everyframe.evaluation.segment_files import (
+    Activities,
+    ActivityVideo,
+    Predictions,
+    listed,
+    write_predictions,
+)
+from everyframe.feature_files import write_whole
 from everyframe.features import VideoFeatures, check_same_space, space_of
 from everyframe.tasks.localization import (
     FOREGROUND,
@@ -36,7 +44,6 @@ from everyframe.version import package_version
 PREDICTIONS, METRICS = "predictions.json", "metrics.json"
 _SILENT = "videos have no predictions"
 _LENGTH = 0.05  # share of its length by which a video may differ from its annotation without a word
-_ROOM = 2 << 30  # bytes of features that a `FeatureFolder` keeps in memory
 
 # mAP of ActionFormer on ActivityNet-1.3 (validation) with other features, named by CUHK's classifier, percent. Figures
 # of their authors, for orientation. ResidualViT's own table of this task is not among the sources at hand.
@@ -46,53 +53,6 @@ PUBLISHED: dict[str, dict[str, float]] = {
 }
 ACTIVITYNET_SIZE = 4_000
 """From so many validation videos of 200 classes on, a result is one on ActivityNet-1.3."""
-
-
-class FeatureFolder(Mapping[str, VideoFeatures]):
-    """The feature files below a folder by video id, read when they are asked for.
-
-    The id is the file's name without suffixes and leading "v_". failures: files that share an id with another.
-    Raises FeaturesError where the folder is missing or holds no features.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise FeaturesError(f"{self.folder} is not a folder; give the one that holds the features")
-        self._files: dict[str, Path] = {}
-        self.failures: list[Failure] = []
-        for file in sorted(self.folder.rglob("*")):
-            if file.suffix.lower() not in SUFFIXES or file.name.endswith(RECIPE_SUFFIX):
-                continue
-            video = plain_id(file.name[: -len(file.suffix)])
-            if video in self._files:
-                self.failures.append(
-                    Failure(video, "unreadable", f"{file}: {self._files[video]} has features of {video} already")
-                )
-            else:
-                self._files[video] = file
-        if not self._files:
-            raise FeaturesError(f"{self.folder} holds no features ({', '.join(SUFFIXES)}); encode some videos first")
-        self._held: dict[str, VideoFeatures] = {}
-        self._room = _ROOM
-
-    def __getitem__(self, video: str) -> VideoFeatures:
-        if video not in self._held:
-            feats = VideoFeatures.load(self._files[video])
-            self._room -= feats.embeddings.nbytes
-            if self._room < 0:
-                return feats
-            self._held[video] = feats
-        return self._held[video]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __contains__(self, video: object) -> bool:  # Mapping's own would read the file
-        return video in self._files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +135,16 @@ def score_predictions(
     score = detection_map(_truth(videos), read.videos, tious=tious, blocked=blocked)
     left = [video for video in videos if video not in blocked]
     silent = [video for video in left if video not in read.videos]
+    counted = {video: found for video, found in read.videos.items() if found and video not in blocked}
+    elsewhere = [video for video in counted if video not in videos]
+    odd = sorted({one.label for found in counted.values() for one in found} - set(score.by_class))
+    lacks = f"that subset {subset!r} does not have"
     notes = [*activities.notes, *read.notes]
     for count, what in (
-        (score.unknown_videos, f"predictions are of videos that subset {subset!r} does not have: false positives"),
-        (score.unknown_labels, f"predictions have labels that subset {subset!r} does not have: not scored"),
+        (score.unknown_videos, f"predictions are of videos {lacks}, {listed(elsewhere)}: false positives"),
+        (score.unknown_labels, f"predictions have labels {lacks}, {listed(odd)}: not scored"),
         (score.repeated, "annotated segments repeat another: left out"),
-        (len(silent), f"{_SILENT}, {', '.join(silent[:3])}: what they show counts as missed"),
+        (len(silent), f"{_SILENT}, {listed(silent)}: what they show counts as missed"),
     ):
         if count:
             notes.append(f"{count} {what}")
@@ -225,6 +189,8 @@ def evaluate_localization(
     holds another run, ValueError where no test video is left or class scores are missing for the localizer.
     """
     wanted = {video: one for video, one in activities.subset(subset).items() if video not in blocked}
+    check_tious(tious)
+    _check_asked(wanted, test, subset)
     failures: list[Failure] = []
     if localizer is None:
         localizer = _trained(
@@ -238,9 +204,9 @@ def evaluate_localization(
             if class_scores is None
             else f"this localizer has {len(localizer.labels)} classes of its own: leave out the class scores"
         )
-    predictions, odd = _predicted(localizer, test, wanted, class_scores, failures)
-    if not predictions:
-        raise ValueError(f"none of the {len(wanted)} videos of {subset!r} can be used: {failures[0].error}")
+    unusable: list[Failure] = []
+    predictions, odd = _predicted(localizer, test, wanted, class_scores, unusable)
+    check_some_left([*predictions], unusable)
     outcome = score_predictions(predictions, activities, subset=subset, tious=tious, blocked=blocked)
     notes = [note for note in outcome.notes if _SILENT not in note]  # `failures` names those videos
     outcome = replace(
@@ -252,7 +218,7 @@ def evaluate_localization(
             "space": localizer.space,
             "class_scores": class_scores is not None,
         },
-        failures=tuple(failures),
+        failures=(*failures, *unusable),
         notes=(*notes, *odd),
         localizer=localizer,
     )
@@ -275,14 +241,14 @@ def zero_shot_localization(
     text: by label, [dim], in the space of the features. Raises ValueError where no test video is left.
     """
     wanted = {video: one for video, one in activities.subset(subset).items() if video not in blocked}
+    _check_asked(wanted, test, subset)
     failures: list[Failure] = []
     predictions = {}
     for video in wanted:
-        feats = _usable(test, video, failures, lambda feats: None)
+        feats = usable(test, video, failures, lambda feats: feats.norms)  # a row of zeros has no cosine
         if feats is not None:
             predictions[video] = localize_zero_shot(feats, text)
-    if not predictions:
-        raise ValueError(f"none of the {len(wanted)} videos of {subset!r} can be used: {failures[0].error}")
+    check_some_left([*predictions], failures)
     outcome = score_predictions(predictions, activities, subset=subset, tious=tious, blocked=blocked)
     return replace(outcome, blocks={"zero-shot": outcome.score}, failures=tuple(failures))
 
@@ -308,6 +274,14 @@ def write_outcome(outcome: LocalizationOutcome, folder: str | os.PathLike[str]) 
     return folder
 
 
+def _check_asked(wanted: Mapping[str, ActivityVideo], test: Mapping[str, VideoFeatures], subset: str) -> None:
+    """Fail before the training, not after it."""
+    if not any(segment.end > segment.start for one in wanted.values() for segment in one.segments):
+        raise ValueError(f"no video of {subset!r} that counts has a segment, so there is nothing to be found")
+    if not any(video in test for video in wanted):
+        raise ValueError(f"none of the {len(wanted)} videos of {subset!r} has features, such as {listed([*wanted])}")
+
+
 def _truth(videos: Mapping[str, ActivityVideo]) -> dict[str, tuple[Segment, ...]]:
     return {video: one.segments for video, one in videos.items()}
 
@@ -331,11 +305,11 @@ def _trained(
         space.update(space or space_of(feats))  # that of the first video
         check_same_space(space, feats)
 
-    usable = [video for video in videos if _usable(train, video, failures, same) is not None]
-    labels = sorted({segment.label for video in usable for segment in videos[video].segments})
-    say(f"{len(usable)} of {len(videos)} videos to train on, {len(labels)} classes")
+    left = [video for video in videos if usable(train, video, failures, same) is not None]
+    labels = sorted({segment.label for video in left for segment in videos[video].segments})
+    say(f"{len(left)} of {len(videos)} videos to train on, {len(labels)} classes")
     return train_localizer(
-        _Chosen(train, usable),
+        Chosen(train, left),
         _truth(videos),
         [FOREGROUND] if foreground else labels,
         settings,
@@ -359,7 +333,7 @@ def _predicted(
     other_lengths: list[str] = []
     rates: Counter[Any] = Counter()
     for video, one in wanted.items():
-        feats = _usable(test, video, failures, localizer.check)
+        feats = usable(test, video, failures, localizer.check)
         if feats is None:
             continue
         found = localizer.predict(feats)
@@ -373,49 +347,10 @@ def _predicted(
             other_lengths.append(f"{video} ({seconds:.1f} s, annotated {one.duration:.1f} s)")
     notes = []
     if unnamed:
-        listed = ", ".join(unnamed[:3])
-        notes.append(f"{len(unnamed)} videos have no class scores ({listed}): nothing is predicted in them")
+        notes.append(f"{len(unnamed)} videos have no class scores ({listed(unnamed)}): nothing is predicted in them")
     if other_lengths:
-        listed = ", ".join(other_lengths[:3])
-        notes.append(f"{len(other_lengths)} videos are of another length than annotated: {listed}")
+        notes.append(f"{len(other_lengths)} videos are of another length than annotated: {listed(other_lengths)}")
     if len(rates) > 1:
         shares = [f"{count} at {fps:g}/s" if fps else f"{count} at no known rate" for fps, count in rates.items()]
         notes.append(f"the features are of different rates: {', '.join(shares)}")
     return predictions, notes
-
-
-class _Chosen(Mapping[str, VideoFeatures]):
-    """Some of the videos of a mapping, still read when they are asked for."""
-
-    def __init__(self, features: Mapping[str, VideoFeatures], videos: Sequence[str]) -> None:
-        self._features, self._videos = features, tuple(videos)
-
-    def __getitem__(self, video: str) -> VideoFeatures:
-        return self._features[video]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._videos)
-
-    def __len__(self) -> int:
-        return len(self._videos)
-
-
-def _usable(
-    features: Mapping[str, VideoFeatures],
-    video: str,
-    failures: list[Failure],
-    check: Callable[[VideoFeatures], None],
-) -> VideoFeatures | None:
-    """The features of a video, or None with a word on why not."""
-    if video not in features:
-        failures.append(Failure(video, "missing", f"{video}: has no features"))
-        return None
-    try:
-        feats = features[video]
-        if not feats.num_frames or duration_of(feats) <= 0:
-            raise FeaturesError("the features have no frames, or say of no duration")
-        check(feats)
-    except FeaturesError as error:
-        failures.append(Failure(video, "unreadable", f"{video}: {error}"))
-        return None
-    return feats

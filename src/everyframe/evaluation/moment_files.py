@@ -144,9 +144,7 @@ def read_moments(
     A query is left out, and listed in `faults`, where a window ends before it starts or its qid occurred before.
     Raises AnnotationError, which names file and line, for a file that cannot be used.
     """
-    raw = read_raw(path)
-    if raw.is_dict and "qid" in raw.value:  # JSON lines of a single line
-        raw = replace(raw, value=[raw.value], numbers=(1,))
+    raw = read_raw(path).as_lines("qid")
     name = layout or _guess(raw)
     if name not in LAYOUTS:
         raise AnnotationError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from everyframe.evaluation.moment_files import Fault, MomentSet
 from everyframe.evaluation.reading import AnnotationError, read_raw, text_of
 from everyframe.feature_files import write_whole
+
+_NUMBER = re.compile(r"0|[1-9][0-9]*")  # not 007, which would come back as another qid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,9 +51,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     A window that ends before it starts or holds a NaN counts as wrong, a NaN saliency as none, a qid that occurs again
     is passed over: all of it is listed in `faults`. Raises AnnotationError, with file and line, for anything else.
     """
-    raw = read_raw(path)
-    if raw.is_dict and "qid" in raw.value:  # JSON lines of a single line
-        raw = replace(raw, value=[raw.value], numbers=(1,))
+    raw = read_raw(path).as_lines("qid")
     if not raw.is_list:
         raise raw.wrong("must be JSON lines with qid and pred_relevant_windows [[start, end, score], ...]")
     answers: dict[str, Answer] = {}
@@ -77,7 +78,7 @@ def write_predictions(path: str | os.PathLike[str], items: MomentSet, answers: M
             continue
         windows = [[round(start, 3), round(end, 3), round(score, 6)] for start, end, score in answer.windows.tolist()]
         line: dict[str, Any] = {
-            "qid": int(query.qid) if query.qid.isdecimal() else query.qid,
+            "qid": int(query.qid) if _NUMBER.fullmatch(query.qid) else query.qid,
             "query": query.text,
             "vid": query.video,
             "pred_relevant_windows": windows,

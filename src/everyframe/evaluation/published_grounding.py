@@ -54,7 +54,7 @@ def published(dataset: str | None, encoder: Encoder, fps: float, options: Mappin
     options: of `ground`; others than the paper's have no published numbers either.
     """
     row = _row(encoder)
-    if dataset is None or row is None or not _is_large_clip(encoder.model):
+    if dataset not in PROTOCOLS or row is None or not _is_large_clip(encoder.model):
         return {}
     if PROTOCOLS[dataset].fps != fps or any(options[name] != value for name, value in _RULE.items()):
         return {}

@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -59,6 +59,12 @@ class Raw:
             if not isinstance(entry, dict):
                 raise AnnotationError(f"{where}: must be an object with keys, got {type(entry).__name__}")
             yield where, entry
+
+    def as_lines(self, key: str) -> Raw:
+        """The same, but an object that has `key` as a list of it: JSON lines of a single line."""
+        if self.is_dict and key in self.value:
+            return replace(self, value=[self.value], numbers=(1,))
+        return self
 
     def wrong(self, why: str) -> AnnotationError:
         """The error that names this file."""

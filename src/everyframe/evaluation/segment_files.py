@@ -65,7 +65,7 @@ class Activities:
     def __or__(self, other: Activities) -> Activities:
         """Both together. Raises AnnotationError for an id that both have."""
         if twice := sorted(self.videos.keys() & other.videos.keys()):
-            raise AnnotationError(f"{_listed(twice)}: annotated twice; give each video once")
+            raise AnnotationError(f"{listed(twice)}: annotated twice; give each video once")
         return Activities(
             videos={**self.videos, **other.videos},
             synthesized=self.synthesized and other.synthesized,
@@ -316,8 +316,9 @@ def _number(value: Any, name: str, where: str) -> float:
 def _note(counts: Counter[str], what: str) -> list[str]:
     """One sentence on what was met, with how often and where; none where it was not."""
     total = counts.total()
-    return [f"{total} {what}: {_listed([video for video, count in counts.items() if count])}"] if total else []
+    return [f"{total} {what}: {listed([video for video, count in counts.items() if count])}"] if total else []
 
 
-def _listed(names: Sequence[str], limit: int = 3) -> str:
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """The first few of many names, and how many more there are."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

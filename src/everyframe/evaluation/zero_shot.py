@@ -18,7 +18,7 @@ from everyframe.evaluation.class_prompts import KINETICS, class_features
 from everyframe.evaluation.clips import Failure, Progress
 from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
 from everyframe.evaluation.outcome import check_some_left
-from everyframe.features import VideoFeatures
+from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.tasks.recognition import accuracy
 from everyframe.version import package_version
 
@@ -130,12 +130,17 @@ def _row(
     failures: list[Failure] = []
     costs = _Costs()
     for number, feats in source.read(items.videos, progress):
+        video = items.videos[number]
         if isinstance(feats, VideoFeatures) and feats.num_frames == 0:
-            feats = Failure(items.videos[number], "unreadable", f"{items.videos[number]}: its features have no frames")
+            feats = Failure(video, "unreadable", f"{video}: its features have no frames")
         if isinstance(feats, Failure):
             failures.append(feats)
             continue
-        scores.append(class_scores(feats, texts))
+        try:
+            scores.append(class_scores(feats, texts))
+        except FeaturesError as error:
+            failures.append(Failure(video, "unreadable", f"{video}: {error}"))
+            continue
         labels.append(items.labels[number])
         costs.add(feats)
     check_some_left(scores, failures)

@@ -287,7 +287,8 @@ class _Writer:
         return cast[:, None, :] if self._target.name == "tfvtg" else cast
 
     def _entry(self, source: str, features: VideoFeatures, rows: Rows, count: int) -> dict[str, Any]:
-        if rows.furthest > 1 / self._rate + 1e-6:
+        stored = stored_rate(features) or self._rate
+        if rows.furthest > 1 / min(self._rate, stored) + 1e-6:
             self._note("have gaps, some rows stand for a frame more than a row away")
         if features.settings.get("damage"):
             self._note("are damaged, the record says which")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,14 +140,11 @@ def _write_h5(texts: Iterable[_Text], out: Path, model: str, split: str) -> tupl
         if path.exists() and not (out / RECORD).exists():
             raise ValueError(f"{path} was not written by everyframe export; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    whole, tokens = map(H5File, paths)
-    try:
+    with ExitStack() as stack:
+        whole, tokens = (stack.enter_context(closing(H5File(path))) for path in paths)
         for name, states, feature in texts:
             whole.add(name, feature)
             tokens.add(name, states)
         whole.finish()
         tokens.finish()
-    finally:
-        whole.close()
-        tokens.close()
     return whole.path, tokens.path

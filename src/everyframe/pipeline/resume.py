@@ -14,7 +14,17 @@ from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
 from everyframe.video import Source
 
 JOURNAL = "everyframe.jsonl"
-UNUSUAL = ("plan", "reduction", "two_sided", "slice_seconds", "resampled")
+UNUSUAL = (
+    "plan",
+    "reduction",
+    "two_sided",
+    "slice_seconds",
+    "resampled",
+    "metric",
+    "temporal",
+    "proportional",
+    "positions",
+)
 
 
 class Journal:

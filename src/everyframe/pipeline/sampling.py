@@ -123,7 +123,7 @@ class ClipSampling(_Range):
     def _open(self, source: Source, motion: bool, seconds: float) -> SampledVideo:
         return sample_frames(
             source,
-            2 * self.frames / _exact(seconds),
+            2 * self.frames / Fraction(seconds),
             start=self.start,
             end=self.end,
             motion=motion,
@@ -131,7 +131,3 @@ class ClipSampling(_Range):
             on_fewer="accept",
             image_fps=self.frames / self.clip_seconds,
         )
-
-
-def _exact(seconds: float) -> Fraction:
-    return Fraction(seconds).limit_denominator(1_000_000)

@@ -94,7 +94,7 @@ class Describer(nn.Module):
     """A mapping network before a GPT-2 of transformers and its tokenizer.
 
     language: GPT2LMHeadModel; tokenizer: of the same folder, with an end-of-text token. space: what `space_of` says of
-    the features it was made for; features of others are refused.
+    the features it was made for; features of others are refused. Their rate beside it, "fps", is for encoding more.
     """
 
     def __init__(

@@ -4,8 +4,9 @@ After Zhang, Wu and Li, "ActionFormer: Localizing Moments of Actions with Transf
 project, transformer blocks with attention in a local window, a pyramid by strided blocks, and two heads that all levels
 share. A point of level l stands for row j * 2^l and is asked for activities of that level's lengths alone.
 
-Two things are smaller than in the paper: queries, keys and values come from one depthwise convolution, not three, and
-distances pass through a softplus, whose gradient does not vanish as a ReLU's does.
+Three things differ from the authors' code: queries, keys and values come from one depthwise convolution, not three;
+distances pass through a softplus, whose gradient does not vanish as a ReLU's does; and the coarsest level attends
+within the window too, where theirs for ActivityNet sees the whole video.
 
     B videos, C channels, T rows, H heads, P points of all levels, K classes, N segments of a video
 """
@@ -107,7 +108,8 @@ class ActionFormer(nn.Module):
             valid = valid[:, ::2]
             levels.append(x)
             masks.append(valid)
-        levels = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
+        # A norm's bias would fill the padding, and the heads would see it beyond the last row.
+        levels = [norm(x) * mask[..., None] for norm, x, mask in zip(self.norms, levels, masks, strict=True)]
         logits = [self.classify(level, mask) for level, mask in zip(levels, masks, strict=True)]
         distances = [
             F.softplus(self.regress(level, mask) * scale)

@@ -191,7 +191,9 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             config = recipe.config(items[0].features.dim)
-            self.describer = Describer(config, model, tokenizer, space=space_of(items[0].features)).to(device)
+            features = items[0].features
+            space = {**space_of(features), "fps": features.settings.get("fps")}
+            self.describer = Describer(config, model, tokenizer, space=space).to(device)
         if not recipe.tune_language:
             self.describer.language.requires_grad_(False)
         ids = [self.describer.tokens(text) for text in texts]

@@ -101,8 +101,7 @@ class RunFolder:
         except Exception as error:  # torch, zip and pickle each have their own
             reason = (str(error).strip().splitlines() or [""])[0]
             raise TrainingError(
-                f"{file} is not a whole checkpoint of a run ({type(error).__name__}: {reason}); remove it to "
-                "start anew"
+                f"{file} is not a whole checkpoint of a run ({type(error).__name__}: {reason}); remove it to start anew"
             ) from error
         now = self._identity
         other = [f"{name} {held.get(name)!r}, now {now[name]!r}" for name in now if held.get(name) != now[name]]

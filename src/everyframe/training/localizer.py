@@ -87,6 +87,8 @@ class LocalizerSettings:
                 raise ValueError(f"{name} must be a finite number > 0, got {value}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f"warmup_epochs must be from 0 to epochs ({self.epochs}), got {self.warmup_epochs}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         low, high = self.crop
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop must be two shares in (0, 1], the smaller first, got {self.crop}")
@@ -220,8 +222,8 @@ class Localizer:
                 network = ActionFormer(settings.architecture(config["space"]["dim"], len(config["labels"])))
             network.load_state_dict(from_bytes((folder / WEIGHTS).read_bytes()), assign=True)
             facts = config["facts"]
-        except FileNotFoundError as error:
-            raise TrainingError(f"{folder} holds no localizer ({Path(error.filename).name} is missing)") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise TrainingError(f"{folder} holds no localizer ({Path(str(error.filename)).name} is missing)") from error
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             raise TrainingError(f"the localizer in {folder} is damaged or of another version: {reason}") from error
