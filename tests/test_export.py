@@ -461,6 +461,11 @@ def test_texts_of_mad(tmp_path, clip):
         assert list(whole) == ["2"] and sorted(tokens) == ["0", "1", "2"]
         np.testing.assert_allclose(whole["2"][:], found[2][1], atol=1e-5)
         np.testing.assert_allclose(tokens["2"][:], found[2][0], atol=1e-5)  # not cut
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    model.weights_sha256 = "another"
+    with pytest.raises(ValueError, match=r"CLIP_.*\.h5 was made with another model; choose another --out"):
+        export_texts(model, [Query(id="3", video="m", text="a cat")], "mad", tmp_path, split="MAD_test")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_texts_are_refused_where_none_are_read(clip, tmp_path):

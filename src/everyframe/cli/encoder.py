@@ -185,6 +185,15 @@ def choose_encoder(**options: Any) -> Choice:
     return Choice(name="dense", arguments={})
 
 
+def compared(residual: str | None) -> list[Choice]:
+    """What --compare sets side by side: dense, ResidualViT N=2 and adaptive reuse. residual: of ResidualViT."""
+    return [
+        choose_encoder(encoder="dense"),
+        choose_encoder(encoder="residual", residual=residual),
+        choose_encoder(encoder="reuse"),
+    ]
+
+
 def parse_reduce(text: str) -> Schedule:
     """ "600,200,100", "200x12" or "8x": counts, or shares below 1. Raises ValueError for anything else."""
     number = r"(\d+|\d*\.\d+)"

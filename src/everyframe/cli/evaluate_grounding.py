@@ -22,6 +22,7 @@ from everyframe.cli.encoder import (
     ToleranceOption,
     TwoSidedOption,
     choose_encoder,
+    compared,
 )
 from everyframe.cli.evaluate import evaluate
 from everyframe.cli.options import (
@@ -215,14 +216,7 @@ def _encoded(
     **loading: Any,
 ) -> dict[str, EncodedVideos | StoredFeatures]:
     """The encoders that were asked for, by the names of their rows."""
-    choices = [choose_encoder(**chosen)]
-    if compare:
-        token = {name: value for name, value in chosen.items() if name == "residual"}
-        choices = [
-            choose_encoder(encoder="dense"),
-            choose_encoder(encoder="residual", **token),
-            choose_encoder(encoder="reuse"),
-        ]
+    choices = compared(chosen.get("residual")) if compare else [choose_encoder(**chosen)]
     from everyframe.evaluation.frame_features import EncodedVideos
     from everyframe.evaluation.grounding import label
     from everyframe.pipeline import Sampling

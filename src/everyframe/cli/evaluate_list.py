@@ -31,7 +31,7 @@ TASKS = (
         name="localization",
         datasets="ActivityNet-1.3, synthetic",
         reads="ActivityNet json; feature files, or anybody's predictions",
-        published="none",
+        published="ActionFormer (TSP features)",
     ),
     Task(
         name="recognition",

@@ -24,6 +24,7 @@ from everyframe.cli.encoder import (
     ToleranceOption,
     TwoSidedOption,
     choose_encoder,
+    compared,
 )
 from everyframe.cli.evaluate import evaluate
 from everyframe.cli.options import (
@@ -202,12 +203,7 @@ def _zero_shot(
     items = read_actions(annotations, classes=classes, split=of_frames.get("split"))
     choices = []
     if "compare" in of_frames:
-        token = {name: value for name, value in of_encoder.items() if name == "residual"}
-        choices = [
-            choose_encoder(encoder="dense"),
-            choose_encoder(encoder="residual", **token),
-            choose_encoder(encoder="reuse"),
-        ]
+        choices = compared(of_encoder.get("residual"))
     elif videos is not None:
         choices = [choose_encoder(**of_encoder)]
     loaded = load_model(model, **loading)

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from everyframe.extras import require
 
+_WEIGHTS = "weights_sha256"
+
 
 class H5File:
     """Written beside its final name, since all of it does not fit into memory; `finish` moves it into place.
 
-    What a file of that name holds stays, but for datasets that are written again.
+    What a file of that name holds stays, but for datasets that are written again. weights: hash of the model that makes
+    them, kept as an attribute. Raises ValueError where the file is of another model's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, weights: str | None = None) -> None:
         h5py = require("h5py", extra="h5")
         self.path = path
         self._part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -28,9 +31,18 @@ class H5File:
             if path.exists():
                 shutil.copyfile(path, self._part)
             self._file = h5py.File(self._part, "a", libver="latest")
+            self._own(weights)
         except BaseException:
             self._part.unlink(missing_ok=True)
             raise
+
+    def _own(self, weights: str | None) -> None:
+        held = self._file.attrs.get(_WEIGHTS)
+        if weights is not None and held not in (None, weights):
+            self._file.close()
+            raise ValueError(f"{self.path} was made with another model; choose another --out")
+        if weights is not None:
+            self._file.attrs[_WEIGHTS] = weights
 
     def add(self, name: str, values: NDArray[Any]) -> None:
         """A dataset at the root. Raises OSError (full disk)."""

@@ -74,7 +74,7 @@ def export_texts(
     seen = _Seen(max_tokens)
     texts = seen.watch(_encode(model, usable, progress))
     if kind.texts == "h5":
-        files = _write_h5(texts, Path(out), model.name, split)
+        files = _write_h5(texts, Path(out), model, split)
     else:
         header = {"model weights_sha256": model.weights_sha256, "max_tokens": max_tokens, "prefix": prefix}
         files = _write_npz(texts, Path(out) / "clip_text", header)
@@ -134,14 +134,15 @@ def _write_npz(texts: Iterable[_Text], folder: Path, header: dict[str, Any]) -> 
     return tuple(files)
 
 
-def _write_h5(texts: Iterable[_Text], out: Path, model: str, split: str) -> tuple[Path, ...]:
-    paths = [out / h5_name({"id": model}, what) for what in (f"language_features_{split}", "language_tokens_features")]
+def _write_h5(texts: Iterable[_Text], out: Path, model: Model, split: str) -> tuple[Path, ...]:
+    kinds = (f"language_features_{split}", "language_tokens_features")
+    paths = [out / h5_name({"id": model.name}, what) for what in kinds]
     for path in paths:
         if path.exists() and not (out / RECORD).exists():
             raise ValueError(f"{path} was not written by everyframe export; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        whole, tokens = (stack.enter_context(closing(H5File(path))) for path in paths)
+        whole, tokens = (stack.enter_context(closing(H5File(path, model.weights_sha256))) for path in paths)
         for name, states, feature in texts:
             whole.add(name, feature)
             tokens.add(name, states)
