@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,6 +28,14 @@ _err = Console(stderr=True)
 def say(text: str, *, style: str | None = None, error: bool = False) -> None:
     """One line, printed as it is: no markup, no wrapping."""
     (_err if error else _out).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def columns(*names: str, left: Sequence[str] = (), title: str | None = None) -> Table:
+    """An empty table that fits 80 columns: the first column and those in `left` are words, the others numbers."""
+    table = Table(box=SIMPLE_HEAD, title=title, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(names):
+        table.add_column(name, justify="left" if number == 0 or name in left else "right")
+    return table
 
 
 def show(table: Table) -> None:

@@ -349,8 +349,6 @@ def say_problems(lines: Sequence[str], option: str) -> None:
 
 def show(result: Outcome) -> None:
     """The table ours / published / difference."""
-    from rich import box
-    from rich.table import Table
 
     name = f"{result.dataset} {result.task}" if result.dataset else result.task
     console.say(f"{name}: {result.queries} queries, {result.videos} videos")
@@ -363,9 +361,7 @@ def show(result: Outcome) -> None:
             f"partial: {' and '.join(left_out)} {verb} left out, so these are not the numbers of the split",
             style="yellow",
         )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "metric", "ours", "published", "difference"):
-        table.add_column(column, justify="left" if column in ("", "metric") else "right")
+    table = console.columns("", "metric", "ours", "published", "difference", left=["metric"])
     last = None
     for block, metric, ours, paper in result.rows():
         if last is not None and block != last:

@@ -239,8 +239,6 @@ def _finish(outcome: DescriptionOutcome, *, as_json: bool, quiet: bool) -> None:
 
 def _show(outcome: DescriptionOutcome) -> None:
     """The table ours / without sight / difference."""
-    from rich import box
-    from rich.table import Table
 
     console.say(f"audio description: {outcome.clips} clips of {outcome.videos} videos")
     if outcome.partial:
@@ -249,10 +247,8 @@ def _show(outcome: DescriptionOutcome) -> None:
             "out, so these are not the numbers of the split",
             style="yellow",
         )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    columns = ["metric", "ours", *(["without sight", "difference"] if outcome.baseline is not None else [])]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "metric" else "right")
+    blind = ["without sight", "difference"] if outcome.baseline is not None else []
+    table = console.columns("metric", "ours", *blind)
     for name, value in outcome.metrics.items():
         cells = [name, f"{value:.2f}"]
         if outcome.baseline is not None:

@@ -43,8 +43,6 @@ from everyframe.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
     from everyframe.evaluation.grounding import Grounding
     from everyframe.evaluation.grounding_result import GroundingOutcome, PredictionScores
@@ -298,16 +296,6 @@ def _say_split(facts: dict[str, Any]) -> None:
     console.say(line)
 
 
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
-
-
 def _show_scores(scores: PredictionScores) -> None:
     metrics = scores.metrics
     columns = [f"IoU {iou}" for iou in ("0.1", "0.3", "0.5", "0.7")]
@@ -315,7 +303,7 @@ def _show_scores(scores: PredictionScores) -> None:
     def cells(source: dict[str, float], top: str) -> list[str]:
         return [f"{source[f'{top}@{column[4:]}']:.2f}" for column in columns]
 
-    table = _table("", *columns, "mIoU")
+    table = console.columns("", *columns, "mIoU")
     for top in (name.partition("@")[0] for name in metrics if name.endswith("@0.1")):
         table.add_row(top.replace("R", "R@"), *cells(metrics, top), f"{metrics['mIoU']:.2f}" if top == "R1" else "")
     if scores.floors:
@@ -323,14 +311,14 @@ def _show_scores(scores: PredictionScores) -> None:
     for name, floor in scores.floors.items():
         table.add_row(f"{name}, R@1", *cells(floor, "R1"), f"{floor['mIoU']:.2f}")
     console.show(table)
-    table = _table("moments", "mAP", "mAP@0.5", "mAP@0.75", "R1@0.5", "R1@0.7")
+    table = console.columns("moments", "mAP", "mAP@0.5", "mAP@0.75", "R1@0.5", "R1@0.7")
     for name, prefix in (("all", ""), *((f"{each} windows", f"MR-{each}-") for each in ("short", "middle", "long"))):
         if f"{prefix}mAP" in metrics:
             row = [f"{metrics[prefix + key]:.2f}" for key in ("mAP", "mAP@0.5", "mAP@0.75", "R1@0.5", "R1@0.7")]
             table.add_row(name, *row)
     console.show(table)
     if "HL-mAP" in metrics:
-        table = _table("highlights", "mAP", "Hit1")
+        table = console.columns("highlights", "mAP", "Hit1")
         for name in ("Fair", "Good", "VeryGood"):
             row = [f"{metrics[f'HL-min-{name}-{key}']:.2f}" for key in ("mAP", "Hit1")]
             table.add_row(f"at least {name}", *row)
@@ -348,7 +336,7 @@ def _show(result: GroundingOutcome, how: Grounding) -> None:
             style="yellow",
         )
     console.say("zero-shot, " + ", ".join(f"{name} {value}" for name, value in how.options.items()))
-    table = _table("encoder", "metric", "ours", "published", "difference")
+    table = console.columns("encoder", "metric", "ours", "published", "difference")
     table.columns[1].justify = "left"
     for row in result.rows:
         names = [name for name in (*_SHOWN, COST) if name in row.values]

@@ -246,8 +246,6 @@ def _baselines(
 
 def _show(outcome: LocalizationOutcome) -> None:
     """The table: a row per block, published figures below."""
-    from rich import box
-    from rich.table import Table
 
     counts = outcome.score.counts()
     console.say(
@@ -260,10 +258,8 @@ def _show(outcome: LocalizationOutcome) -> None:
             "subset",
             style="yellow",
         )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     names = list(outcome.metrics)
-    for name in ("", *names):
-        table.add_column(name, justify="right" if name else "left")
+    table = console.columns("", *names)
     for block, score in outcome.blocks.items():
         metrics = score.metrics()
         table.add_row(block, *(f"{metrics[name]:.2f}" for name in names))

@@ -246,8 +246,6 @@ def _finish(result: ZeroShot, out: Path | None, *, as_json: bool, quiet: bool) -
 
 
 def _show(result: ZeroShot) -> None:
-    from rich import box
-    from rich.table import Table
 
     name = f"{result.dataset} recognition" if result.dataset else "recognition"
     console.say(f"{name}, zero-shot: {result.classes} classes, {len(result.templates)} templates")
@@ -257,10 +255,7 @@ def _show(result: ZeroShot) -> None:
             "the split",
             style="yellow",
         )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("encoder")
-    for column in ("videos", "top-1", "top-5", "GFLOPs per second of video", "% of dense"):
-        table.add_column(column, justify="right")
+    table = console.columns("encoder", "videos", "top-1", "top-5", "GFLOPs per second of video", "% of dense")
     for row in result.rows:
         cost = "" if row.gflops_per_second is None else f"{row.gflops_per_second:.4g}"
         share = "" if row.gflops_share is None else f"{100 * row.gflops_share:.1f}"
