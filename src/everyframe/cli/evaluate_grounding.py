@@ -10,6 +10,7 @@ import typer
 
 from everyframe import console
 from everyframe.cli import clips
+from everyframe.cli.encoded import CompareOption, check_compare, choices, encoded_videos
 from everyframe.cli.encoder import (
     CalibrationOption,
     EncoderOption,
@@ -21,8 +22,6 @@ from everyframe.cli.encoder import (
     TokenOption,
     ToleranceOption,
     TwoSidedOption,
-    choose_encoder,
-    compared,
 )
 from everyframe.cli.evaluate import evaluate
 from everyframe.cli.options import (
@@ -98,9 +97,7 @@ def grounding(
     overlap: Annotated[
         float | None, typer.Option("--overlap", help="Largest IoU of two moments of a query. (default: 0.5)")
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Dense, ResidualViT N=2 and adaptive reuse, one row each.")
-    ] = False,
+    compare: CompareOption = False,
     model: ModelOption = None,
     fps: Annotated[
         float | None, typer.Option("--fps", help="Features per second. (default: 3; activitynet 1, mad 5)")
@@ -168,10 +165,12 @@ def grounding(
     else:
         rate = fps if fps is not None else protocol.fps
         place = cache if cache is not None else None if out is None else out / "features"
-        sources = _encoded(
-            videos or Path(), chosen, compare=compare, fps=rate, cache=place, batch_size=batch_size,
-            keep_partial=keep_partial, model=model, device=device, dtype=dtype, threads=threads,
+        wanted = choices(chosen, compare=compare)
+        encoded = encoded_videos(
+            load_model(model, device, dtype, threads), wanted, videos or Path(),
+            fps=rate, cache=place, batch_size=batch_size, keep_partial=keep_partial,
         )  # fmt: skip
+        sources = {**encoded}
     with clips.ClipProgress(silent=as_json or quiet) as progress:
         result = evaluate_grounding(items, sources, how=how, dataset=dataset, progress=progress)
     _finish(result, how, out, as_json=as_json, quiet=quiet)
@@ -197,35 +196,7 @@ def _check_source(
         raise ValueError("--floors belongs to --predictions; an evaluation of videos or features always has them")
     if features is not None:
         clips.check_none("--features, which are encoded already", reading)
-    if "compare" in reading:
-        kept = ("compare", "residual", "dtype", "batch_size", "cache")
-        clips.check_none("--compare, which chooses the encoders", {k: v for k, v in reading.items() if k not in kept})
-
-
-def _encoded(
-    folder: Path,
-    chosen: dict[str, Any],
-    *,
-    compare: bool,
-    fps: float,
-    cache: Path | None,
-    batch_size: int | None,
-    keep_partial: bool,
-    **loading: Any,
-) -> dict[str, EncodedVideos | StoredFeatures]:
-    """The encoders that were asked for, by the names of their rows."""
-    choices = compared(chosen.get("residual")) if compare else [choose_encoder(**chosen)]
-    from everyframe.evaluation.frame_features import EncodedVideos
-    from everyframe.evaluation.grounding import label
-    from everyframe.pipeline import Sampling
-
-    sampling = Sampling(fps=fps, keep_partial=keep_partial)
-    loaded = load_model(loading.pop("model"), **loading)
-    readers = [choice.make(loaded, batch_size, fps=fps) for choice in choices]
-    return {
-        label(reader): EncodedVideos(encoder=reader, folder=folder, sampling=sampling, cache=cache)
-        for reader in readers
-    }
+    check_compare(reading)
 
 
 def _stored(

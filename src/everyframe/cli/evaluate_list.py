@@ -30,7 +30,7 @@ TASKS = (
     Task(
         name="localization",
         datasets="ActivityNet-1.3, synthetic",
-        reads="ActivityNet json; feature files, or anybody's predictions",
+        reads="ActivityNet json; videos, feature files, or anybody's predictions",
         published="ActionFormer (TSP features)",
     ),
     Task(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,7 @@ import typer
 
 from everyframe import console
 from everyframe.cli import clips
+from everyframe.cli.encoded import COSTS, CompareOption, check_compare, choices, cost_cells, encoded_videos
 from everyframe.cli.encoder import (
     CalibrationOption,
     EncoderOption,
@@ -23,8 +22,6 @@ from everyframe.cli.encoder import (
     TokenOption,
     ToleranceOption,
     TwoSidedOption,
-    choose_encoder,
-    compared,
 )
 from everyframe.cli.evaluate import evaluate
 from everyframe.cli.options import (
@@ -78,9 +75,7 @@ def recognition(
             "(default: the dataset's, else kinetics)",
         ),
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Dense, ResidualViT N=2 and adaptive reuse, one row each.")
-    ] = False,
+    compare: CompareOption = False,
     fps: FpsOption = None,
     encoder: EncoderOption = None,
     plan: PlanOption = None,
@@ -175,11 +170,7 @@ def _check_sources(videos: Path | None, features: Path | None, compare: bool, en
         raise ValueError("give either --videos, a folder of videos, or --features, a folder of feature files")
     if features is not None:
         clips.check_none("--features, which are encoded already", encoding | given(compare=compare or None))
-    if compare:
-        allowed = ("residual", "fps", "batch_size", "cache")
-        clips.check_none(
-            "--compare, which chooses the encoders", {k: v for k, v in encoding.items() if k not in allowed}
-        )
+    check_compare(encoding | given(compare=compare or None))
 
 
 def _zero_shot(
@@ -201,28 +192,17 @@ def _zero_shot(
     dataset = clips.dataset_of(dataset, None, "recognition", list(_USUAL_TEMPLATES))
     sentences = read_templates(of_frames.get("templates") or _USUAL_TEMPLATES.get(dataset or "", "kinetics"))
     items = read_actions(annotations, classes=classes, split=of_frames.get("split"))
-    choices = []
-    if "compare" in of_frames:
-        choices = compared(of_encoder.get("residual"))
-    elif videos is not None:
-        choices = [choose_encoder(**of_encoder)]
+    wanted = [] if videos is None else choices(of_encoder, compare="compare" in of_frames)
     loaded = load_model(model, **loading)
-    from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
-    from everyframe.evaluation.grounding import label
+    from everyframe.evaluation.frame_features import StoredFeatures
     from everyframe.evaluation.zero_shot import evaluate_zero_shot
-    from everyframe.pipeline import Sampling
 
-    rate = {name: value for name, value in of_frames.items() if name == "fps"}
-    sampling = Sampling(**rate, keep_partial=shared["keep_partial"])
-    encoders = [choice.make(loaded, of_frames.get("batch_size"), fps=rate.get("fps")) for choice in choices]
-    sources: dict[str, EncodedVideos | StoredFeatures] = {
-        label(encoder): EncodedVideos(
-            encoder=encoder, folder=videos or Path(), sampling=sampling, cache=shared["cache"]
-        )
-        for encoder in encoders
-    }
-    if "features" in of_frames:
-        sources["features"] = StoredFeatures(folder=of_frames["features"], model=loaded)
+    sources: dict[str, EncodedVideos | StoredFeatures]
+    if videos is None:
+        sources = {"features": StoredFeatures(folder=of_frames["features"], model=loaded)}
+    else:
+        rate, batch_size = of_frames.get("fps"), of_frames.get("batch_size")
+        sources = {**encoded_videos(loaded, wanted, videos, fps=rate, batch_size=batch_size, **shared)}
     with clips.ClipProgress(silent=silent) as progress:
         return evaluate_zero_shot(loaded, sources, items, templates=sentences, dataset=dataset, progress=progress)
 
@@ -231,13 +211,10 @@ def _finish(result: ZeroShot, out: Path | None, *, as_json: bool, quiet: bool) -
     """Write (JSON, and CSV beside it) and print; exit with 1 where videos were left out."""
     text = json.dumps(result.as_dict(), indent=1, allow_nan=False)
     if out is not None:
+        from everyframe.evaluation.writing import csv_bytes
         from everyframe.feature_files import write_whole
 
-        table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(result.as_table()[0]))
-        writer.writeheader()
-        writer.writerows(result.as_table())
-        write_whole([(out.with_suffix(".csv"), table.getvalue().encode()), (out, f"{text}\n".encode())], out)
+        write_whole([(out.with_suffix(".csv"), csv_bytes(result.as_table())), (out, f"{text}\n".encode())], out)
     if as_json:
         print(text)
     elif not quiet:
@@ -255,10 +232,9 @@ def _show(result: ZeroShot) -> None:
             "the split",
             style="yellow",
         )
-    table = console.columns("encoder", "videos", "top-1", "top-5", "GFLOPs per second of video", "% of dense")
+    table = console.columns("encoder", "videos", "top-1", "top-5", *COSTS)
     for row in result.rows:
-        cost = "" if row.gflops_per_second is None else f"{row.gflops_per_second:.4g}"
-        share = "" if row.gflops_share is None else f"{100 * row.gflops_share:.1f}"
-        table.add_row(row.encoder, str(row.videos), f"{row.top1:.2f}", f"{row.top5:.2f}", cost, share)
+        cost = {"gflops_per_second": row.gflops_per_second, "gflops_share": row.gflops_share}
+        table.add_row(row.encoder, str(row.videos), f"{row.top1:.2f}", f"{row.top5:.2f}", *cost_cells(cost))
     console.show(table)
     console.say("published: none is recorded for zero-shot recognition with frame features")

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from everyframe.evaluation.captions import CaptionScores, Tokenization, available, score_captions
-from everyframe.evaluation.clips import Failure
+from everyframe.evaluation.clips import Failure, Progress
 from everyframe.evaluation.description_files import Narrations, narrated_events
-from everyframe.evaluation.frame_features import check_made_alike, files_by_video
+from everyframe.evaluation.frame_features import Costs, EncodedVideos, check_made_alike, files_by_video
+from everyframe.evaluation.outcome import check_some_left
 from everyframe.evaluation.reading import AnnotationError, spellings, stem
+from everyframe.evaluation.writing import csv_bytes
 from everyframe.feature_files import write_whole
 from everyframe.features import FeaturesError, VideoFeatures, check_same_space, space_of
 from everyframe.tasks.describer import Describer
@@ -26,7 +28,8 @@ from everyframe.version import package_version
 
 __all__ = ["DescriptionOutcome", "Narrated", "evaluate_description", "narrated_events", "read_narrated", "score"]
 
-PREDICTIONS, METRICS_FILE, DESCRIBER, BLIND = "predictions.jsonl", "metrics.json", "describer", "no-vision"
+PREDICTIONS, METRICS_FILE, TABLE = "predictions.jsonl", "metrics.json", "metrics.csv"
+DESCRIBER, BLIND = "describer", "no-vision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class DescriptionOutcome:
     """Scores of the descriptions of one test set, what they stand on, and what was left out.
 
     metrics: by name, times 100. baseline: of the same training without sight, or None. missing: why a metric could not
-    be had. clips, videos: that were described; wanted: videos the annotations name. left_out: descriptions, failures:
-    videos, that could not be used.
+    be had. clips, videos: that were described; wanted: videos the annotations name. cost: what encoding those videos
+    took. left_out: descriptions, failures: videos, that could not be used.
     """
 
     metrics: dict[str, float]
@@ -46,6 +49,7 @@ class DescriptionOutcome:
     videos: int
     wanted: int
     settings: dict[str, Any]
+    cost: Costs = field(default_factory=Costs)
     annotations: tuple[dict[str, Any], ...] = ()
     failures: tuple[Failure, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -63,6 +67,7 @@ class DescriptionOutcome:
             "task": "description",
             "metrics": self.metrics,
             "baseline": self.baseline,
+            **self.cost.as_dict(),
             "missing": self.missing,
             "tokenization": self.tokenization,
             "clips": self.clips,
@@ -75,6 +80,14 @@ class DescriptionOutcome:
             "settings": self.settings,
             "everyframe": package_version(),
         }
+
+    def as_table(self) -> list[dict[str, Any]]:
+        """A line for the describer (or the predictions) and one for the baseline, for CSV: name, metrics and cost."""
+        name = "predictions" if self.describer is None else "describer"
+        rows = [{"name": name, **self.metrics, **self.cost.as_dict()}]
+        if self.baseline is not None:
+            rows.append({"name": "without sight", **self.baseline})
+        return rows
 
 
 def evaluate_description(
@@ -97,7 +110,7 @@ def evaluate_description(
 
     recipe: default is `DescribeRecipe.small()` with language "small", else the paper's setting. baseline: train and
     score the same without sight too. metrics, bert: as `score_captions` takes them. out: folder where the run is kept:
-    a killed one goes on there, and it gets describer/, predictions.jsonl and metrics.json.
+    a killed one goes on there, and it gets describer/, predictions.jsonl, metrics.json and metrics.csv.
     Descriptions that cannot be used, in training and in the test, are listed in the outcome. Raises ValueError where
     nothing is left, and what `train_describer` and `score_captions` raise.
     """
@@ -149,6 +162,10 @@ def evaluate_description(
         left_out=(*left_out, *unusable),
         describer=describer,
     )
+    costs = Costs()
+    for item in shown:
+        costs.add(item.features)
+    outcome = replace(outcome, cost=costs)
     if out is not None:
         write_outcome(out, outcome)
     return outcome
@@ -275,11 +292,28 @@ def read_narrated(narrations: Narrations, features: str | os.PathLike[str]) -> t
     return items, failures
 
 
+def encode_narrated(
+    narrations: Narrations, source: EncodedVideos, progress: Progress | None = None
+) -> tuple[list[Narrated], list[Failure]]:
+    """As `read_narrated`, but the videos are encoded; those that are missing or cannot be decoded are listed."""
+    videos = list(narrations.by_video)
+    items: dict[int, Narrated] = {}
+    failures: list[Failure] = []
+    for number, found in source.read(videos, progress):
+        if isinstance(found, Failure):
+            failures.append(found)
+        else:
+            video = videos[number]
+            items[number] = Narrated(video=video, features=found, descriptions=narrations.by_video[video])
+    check_some_left([*items], failures)
+    return [items[number] for number in sorted(items)], failures
+
+
 def write_outcome(out: Path, outcome: DescriptionOutcome) -> None:
-    """predictions.jsonl and metrics.json, each whole or not at all."""
+    """predictions.jsonl, metrics.csv and metrics.json, each whole or not at all."""
     write_predictions(out, outcome.predictions)
     metrics = json.dumps(outcome.as_dict(), indent=1, default=str) + "\n"
-    write_whole([(out / METRICS_FILE, metrics.encode())], out)
+    write_whole([(out / TABLE, csv_bytes(outcome.as_table())), (out / METRICS_FILE, metrics.encode())], out)
 
 
 def write_predictions(out: Path, predictions: Mapping[str, Sequence[Description]]) -> None:

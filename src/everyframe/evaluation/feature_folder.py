@@ -6,39 +6,23 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from everyframe.evaluation.clips import Failure
-from everyframe.evaluation.frame_features import files_by_video
+from everyframe.evaluation.clips import Failure, Progress
+from everyframe.evaluation.frame_features import EncodedVideos, files_by_video
+from everyframe.evaluation.outcome import check_some_left
 from everyframe.evaluation.segment_files import plain_id
 from everyframe.feature_files import SUFFIXES, FeaturesError
 from everyframe.features import VideoFeatures
 from everyframe.tasks.localization import duration_of
 
-_ROOM = 2 << 30  # bytes of features that a `FeatureFolder` keeps in memory
+_ROOM = 2 << 30  # bytes of features that `FeatureFiles` keep in memory
 
 
-class FeatureFolder(Mapping[str, VideoFeatures]):
-    """The feature files below a folder by video id, read when they are asked for.
+class FeatureFiles(Mapping[str, VideoFeatures]):
+    """Feature files by video id, read when they are asked for. failures: videos, or second files of one, left out."""
 
-    The id is the file's name without suffixes and leading "v_". failures: files that share an id with another.
-    Raises FeaturesError where the folder is missing or holds no features.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise FeaturesError(f"{self.folder} is not a folder; give the one that holds the features")
-        self._files: dict[str, Path] = {}
-        self.failures: list[Failure] = []
-        for name, files in files_by_video(self.folder).items():
-            video = plain_id(name)
-            first = self._files.setdefault(video, files[0])
-            self.failures += [
-                Failure(video, "unreadable", f"{file}: {first} has features of {video} already")
-                for file in files
-                if file != first
-            ]
-        if not self._files:
-            raise FeaturesError(f"{self.folder} holds no features ({', '.join(SUFFIXES)}); encode some videos first")
+    def __init__(self, files: Mapping[str, Path], failures: Sequence[Failure] = ()) -> None:
+        self._files = files
+        self.failures = tuple(failures)
         self._held: dict[str, VideoFeatures] = {}
         self._room = _ROOM
 
@@ -59,6 +43,48 @@ class FeatureFolder(Mapping[str, VideoFeatures]):
 
     def __contains__(self, video: object) -> bool:  # Mapping's own would read the file
         return video in self._files
+
+
+class FeatureFolder(FeatureFiles):
+    """The feature files below a folder by video id.
+
+    The id is the file's name without suffixes and leading "v_". failures: files that share an id with another.
+    Raises FeaturesError where the folder is missing or holds no features.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FeaturesError(f"{self.folder} is not a folder; give the one that holds the features")
+        found: dict[str, Path] = {}
+        failures: list[Failure] = []
+        for name, files in files_by_video(self.folder).items():
+            video = plain_id(name)
+            first = found.setdefault(video, files[0])
+            failures += [
+                Failure(video, "unreadable", f"{file}: {first} has features of {video} already")
+                for file in files
+                if file != first
+            ]
+        if not found:
+            raise FeaturesError(f"{self.folder} holds no features ({', '.join(SUFFIXES)}); encode some videos first")
+        super().__init__(found, failures)
+
+
+def encoded_files(source: EncodedVideos, videos: Sequence[str], progress: Progress | None = None) -> FeatureFiles:
+    """The features of these videos, encoded into the cache of `source`. failures: those that are missing or unreadable.
+
+    Raises ValueError where none is left or `source` has no cache.
+    """
+    files: dict[str, Path] = {}
+    failures: list[Failure] = []
+    for number, found in source.files(videos, progress):
+        if isinstance(found, Failure):
+            failures.append(found)
+        else:
+            files[videos[number]] = found
+    check_some_left([*files], failures)
+    return FeatureFiles(files, failures)
 
 
 class Chosen(Mapping[str, VideoFeatures]):

@@ -63,6 +63,19 @@ class EncodedVideos:
         Two names may mean one file, which is then encoded once. Raises AnnotationError where a name fits several files
         or `folder` is none.
         """
+        with nullcontext(self._own_folder()) if self.cache is not None else tempfile.TemporaryDirectory() as place:
+            for number, found in self._encode(videos, Path(place), progress):
+                yield number, found if isinstance(found, Failure) else VideoFeatures.load(found)
+
+    def files(self, videos: Sequence[str], progress: Progress | None = None) -> Iterator[tuple[int, Path | Failure]]:
+        """As `read`, with the feature file, which stays in `cache`, in place of the features."""
+        if self.cache is None:
+            raise ValueError("feature files stay only in a cache; give a folder for it")
+        yield from self._encode(videos, self._own_folder(), progress)
+
+    def _encode(
+        self, videos: Sequence[str], out: Path, progress: Progress | None
+    ) -> Iterator[tuple[int, Path | Failure]]:
         root = VideoFolder(self.folder)
         numbers: dict[Path, list[int]] = {}
         done = 0
@@ -73,21 +86,19 @@ class EncodedVideos:
                 continue
             done += 1
             yield number, Failure(video, "missing", f"{video}: is not in {root.folder}")
-        with nullcontext(self._own_folder()) if self.cache is not None else tempfile.TemporaryDirectory() as place:
-            out = Path(place)
-            sources = output_paths([(root.folder, list(numbers))], out, ".npz")
-            outcomes = encode_videos(sources, self.encoder, sampling=self.sampling)
-            for outcome, path in zip(outcomes, numbers, strict=True):
-                for number in numbers[path]:
-                    done += 1
-                    if outcome.status == "failed" or outcome.output is None:
-                        yield number, Failure(videos[number], "unreadable", str(outcome.error))
-                    else:
-                        yield number, VideoFeatures.load(outcome.output)
-                    if progress is not None:
-                        progress("videos", done, len(videos))
-                if self.cache is None and outcome.output is not None:
-                    outcome.output.unlink(missing_ok=True)
+        sources = output_paths([(root.folder, list(numbers))], out, ".npz")
+        outcomes = encode_videos(sources, self.encoder, sampling=self.sampling)
+        for outcome, path in zip(outcomes, numbers, strict=True):
+            for number in numbers[path]:
+                done += 1
+                if outcome.status == "failed" or outcome.output is None:
+                    yield number, Failure(videos[number], "unreadable", str(outcome.error))
+                else:
+                    yield number, outcome.output
+                if progress is not None:
+                    progress("videos", done, len(videos))
+            if self.cache is None and outcome.output is not None:
+                outcome.output.unlink(missing_ok=True)
 
     def _own_folder(self) -> Path:
         text = json.dumps(self.settings, sort_keys=True, default=str)
@@ -160,6 +171,43 @@ class StoredFeatures:
             raise FeaturesError(f"{file}: {error}") from error
         if first is not None:
             check_made_alike(first, feats, file)
+
+
+class Costs:
+    """What encoding took, as feature files record it, over all features that were added.
+
+    Both figures are None where nothing was added or any of them does not tell.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = self._gflops = self._dense = 0.0
+        self._all_tell = True
+
+    def add(self, feats: VideoFeatures) -> None:
+        """Count one video."""
+        if not feats.num_frames:
+            return
+        own, share = feats.settings.get("gflops_per_frame"), feats.settings.get("gflops_share")
+        if not (own and share):
+            self._all_tell = False
+            return
+        self._seconds += float(feats.frame_ends[-1] - feats.times[0])
+        self._gflops += own * feats.num_frames
+        self._dense += own / share * feats.num_frames
+
+    @property
+    def gflops_per_second(self) -> float | None:
+        """Billions of multiply-accumulates, attention included, that a second of video took."""
+        return self._gflops / self._seconds if self._all_tell and self._seconds else None
+
+    @property
+    def gflops_share(self) -> float | None:
+        """The same as a share of dense."""
+        return self._gflops / self._dense if self._all_tell and self._dense else None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Both by name, as every table has them."""
+        return {"gflops_per_second": self.gflops_per_second, "gflops_share": self.gflops_share}
 
 
 def check_made_alike(first: VideoFeatures, feats: VideoFeatures, file: Path) -> None:

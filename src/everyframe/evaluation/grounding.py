@@ -23,7 +23,7 @@ from everyframe.cost import flops
 from everyframe.encoders import DenseEncoder, Encoder, ResidualViT, ReuseEncoder
 from everyframe.evaluation.clips import Failure, Progress
 from everyframe.evaluation.cuts import CutTexts
-from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
+from everyframe.evaluation.frame_features import Costs, EncodedVideos, StoredFeatures
 from everyframe.evaluation.grounding_result import GroundingOutcome, GroundingRow, PredictionScores
 from everyframe.evaluation.moment_files import MomentQuery, MomentSet
 from everyframe.evaluation.moment_predictions import Answer, Predictions, match, unsorted
@@ -169,8 +169,7 @@ class _Run:
         self.answers: list[Answer | None] = [None] * len(items.queries)
         self.seconds: dict[str, float] = {}
         self.failures: list[Failure] = []
-        self.costs: list[tuple[int, float, float]] = []
-        """Of each video its frames, what one of them took in GFLOPs, and the share of dense."""
+        self.costs = Costs()
         self.settings: dict[str, Any] = {}
         """Of the first features."""
 
@@ -193,17 +192,7 @@ class _Run:
                 video=video,
             )
         self.seconds[video] = _length(feats)
-        if {"gflops_per_frame", "gflops_share"} <= set(feats.settings):
-            own = feats.settings
-            self.costs.append((feats.num_frames, float(own["gflops_per_frame"]), float(own["gflops_share"])))
-
-    def mean_costs(self) -> tuple[float, float] | None:
-        """GFLOPs per frame, all products counted, and the share of dense; None where the features do not tell."""
-        frames = sum(count for count, _, _ in self.costs)
-        if not frames:
-            return None
-        per_frame = sum(count * each for count, each, _ in self.costs) / frames
-        return per_frame, sum(count * each for count, _, each in self.costs) / frames
+        self.costs.add(feats)
 
 
 @dataclass(frozen=True)
@@ -224,9 +213,9 @@ class _Row:
             fps = source.sampling.fps
             paper = published(dataset, source.encoder, fps, how.options)
             return cls(name, *_cost(source.encoder, fps, run), paper, source.settings)
-        rate, costs = run.settings.get("fps"), run.mean_costs()
-        cost, share = (None, None) if rate is None or costs is None else (costs[0] * rate, costs[1])
-        return cls(name, cost, share, {}, {**source.settings, "recorded": run.settings})
+        costs = run.costs
+        recorded = {**source.settings, "recorded": run.settings}
+        return cls(name, costs.gflops_per_second, costs.gflops_share, {}, recorded)
 
 
 def _outcome(
@@ -352,5 +341,5 @@ def _cost(encoder: Encoder, fps: float, run: _Run) -> tuple[float | None, float 
     if encoder.plan == "fixed":
         own = flops(encoder).gflops_per_frame
         return own * fps, own / dense
-    costs = run.mean_costs()
-    return (None, None) if costs is None else (dense * costs[1] * fps, costs[1])
+    share = run.costs.gflops_share
+    return (None, None) if share is None else (dense * share * fps, share)

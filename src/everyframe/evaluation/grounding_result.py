@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +12,7 @@ from everyframe.evaluation.clips import Failure
 from everyframe.evaluation.moment_files import Fault, MomentSet
 from everyframe.evaluation.moment_predictions import Answer, write_predictions
 from everyframe.evaluation.published_grounding import COST
+from everyframe.evaluation.writing import csv_bytes, file_name
 from everyframe.feature_files import write_whole
 from everyframe.version import package_version
 
@@ -116,28 +115,39 @@ class GroundingOutcome:
             "everyframe": package_version(),
         }
 
-    def csv(self) -> str:
-        """encoder, metric, ours, published, difference; a floor is a row of its own name."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["encoder", "metric", "ours", "published", "difference"])
-        for row in self.rows:
-            for name, value in row.values.items():
-                paper, apart = row.published.get(name, ""), row.difference.get(name)
-                writer.writerow([row.encoder, name, f"{value:.4f}", paper, "" if apart is None else f"{apart:.4f}"])
-        for floor, metrics in self.floors.items():
-            for name, value in metrics.items():
-                writer.writerow([floor, name, f"{value:.4f}", "", ""])
-        return text.getvalue()
+    def as_table(self) -> list[dict[str, Any]]:
+        """encoder, metric, ours, published, difference, for CSV; a floor is an encoder of its own name."""
+
+        def line(
+            encoder: str, metric: str, ours: float, published: float | None, apart: float | None
+        ) -> dict[str, Any]:
+            difference = None if apart is None else f"{apart:.4f}"
+            return {
+                "encoder": encoder,
+                "metric": metric,
+                "ours": f"{ours:.4f}",
+                "published": published,
+                "difference": difference,
+            }
+
+        rows = [
+            line(row.encoder, name, value, row.published.get(name), row.difference.get(name))
+            for row in self.rows
+            for name, value in row.values.items()
+        ]
+        return rows + [
+            line(floor, name, value, None, None)
+            for floor, metrics in self.floors.items()
+            for name, value in metrics.items()
+        ]
 
     def write(self, folder: Path) -> list[Path]:
         """grounding.json, grounding.csv, and each encoder's answers as predictions-ENCODER.jsonl; each whole or not."""
         record, rows = folder / "grounding.json", folder / "grounding.csv"
         write_whole([(record, (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode())], record)
-        write_whole([(rows, self.csv().encode())], rows)
+        write_whole([(rows, csv_bytes(self.as_table()))], rows)
         written = [record, rows]
         for row in self.rows:
-            name = row.encoder.lower().replace(" + ", "-").replace(" ", "-").replace("=", "")
-            written.append(folder / f"predictions-{name}.jsonl")
+            written.append(folder / f"predictions-{file_name(row.encoder)}.jsonl")
             write_predictions(written[-1], self.items, row.answers)
         return written

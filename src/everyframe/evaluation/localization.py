@@ -19,6 +19,7 @@ import numpy as np
 from everyframe.evaluation.clips import Failure
 from everyframe.evaluation.detection import TIOUS, DetectionScore, check_tious, detection_map
 from everyframe.evaluation.feature_folder import Chosen, usable
+from everyframe.evaluation.frame_features import Costs
 from everyframe.evaluation.outcome import check_some_left
 from everyframe.evaluation.segment_files import (
     Activities,
@@ -27,6 +28,7 @@ from everyframe.evaluation.segment_files import (
     listed,
     write_predictions,
 )
+from everyframe.evaluation.writing import csv_bytes
 from everyframe.feature_files import write_whole
 from everyframe.features import VideoFeatures, check_same_space, space_of
 from everyframe.tasks.localization import (
@@ -41,7 +43,7 @@ from everyframe.training.localization_training import train_localizer
 from everyframe.training.localizer import Localizer, LocalizerSettings
 from everyframe.version import package_version
 
-PREDICTIONS, METRICS = "predictions.json", "metrics.json"
+PREDICTIONS, METRICS, TABLE = "predictions.json", "metrics.json", "metrics.csv"
 _SILENT = "videos have no predictions"
 _LENGTH = 0.05  # share of its length by which a video may differ from its annotation without a word
 
@@ -59,13 +61,15 @@ ACTIVITYNET_SIZE = 4_000
 class LocalizationOutcome:
     """mAP of one set of predictions, what it stands on, and what was left out.
 
-    blocks: scores by name, the one that counts first, such as "ActionFormer" and "zero-shot". wanted: videos the subset
-    has. failures: videos without usable features. notes: what was odd in the files, in words.
+    blocks: scores by name, the one that counts first, such as "ActionFormer" and "zero-shot". costs: by the same names,
+    what encoding took, where there were features. wanted: videos the subset has. failures: videos without usable
+    features. notes: what was odd in the files, in words.
     """
 
     blocks: Mapping[str, DetectionScore]
     wanted: int
     settings: dict[str, Any]
+    costs: Mapping[str, Costs] = field(default_factory=dict)
     annotations: tuple[dict[str, str], ...] = ()
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
@@ -83,6 +87,11 @@ class LocalizationOutcome:
         return self.score.metrics()
 
     @property
+    def cost(self) -> Costs:
+        """What encoding the test videos took, for the block that counts."""
+        return self.costs.get(next(iter(self.blocks)), Costs())
+
+    @property
     def published(self) -> dict[str, dict[str, float]]:
         """What others report on ActivityNet-1.3; empty where this is not it."""
         whole = self.wanted >= ACTIVITYNET_SIZE and len(self.score.by_class) == 200
@@ -94,6 +103,7 @@ class LocalizationOutcome:
             "task": "localization",
             **self.metrics,
             "metrics": {name: score.metrics() for name, score in self.blocks.items()},
+            **self.cost.as_dict(),
             "tious": {f"{tiou:g}": 100 * value for tiou, value in self.score.at.items()},
             "by_class": {label: 100 * value for label, value in self.score.by_class.items()},
             "counts": self.score.counts(),
@@ -107,9 +117,16 @@ class LocalizationOutcome:
             "everyframe": package_version(),
         }
 
-    def with_block(self, name: str, score: DetectionScore) -> LocalizationOutcome:
-        """The same with one more block behind."""
-        return replace(self, blocks={**self.blocks, name: score})
+    def as_table(self) -> list[dict[str, Any]]:
+        """A line per block for CSV: its name, metrics and cost."""
+        return [
+            {"name": name, **score.metrics(), **self.costs.get(name, Costs()).as_dict()}
+            for name, score in self.blocks.items()
+        ]
+
+    def with_block(self, name: str, other: LocalizationOutcome) -> LocalizationOutcome:
+        """The same with the block that counts in another outcome behind."""
+        return replace(self, blocks={**self.blocks, name: other.score}, costs={**self.costs, name: other.cost})
 
 
 def score_predictions(
@@ -182,8 +199,8 @@ def evaluate_localization(
     class_scores: of whole videos, by label; with them the network is trained to find activities of no class, and each
         gets the two likeliest classes of its video.
     localizer: one that is trained already; `train` is not looked at then. device: where training computes.
-    folder: gets the checkpoint, the localizer, predictions.json and metrics.json; with the same arguments a killed
-        run goes on and a finished one only predicts.
+    folder: gets the checkpoint, the localizer, predictions.json, metrics.json and metrics.csv; with the same arguments
+        a killed run goes on and a finished one only predicts.
 
     Raises AnnotationError for a subset without videos, TrainingError where nothing can be trained on or the folder
     holds another run, ValueError where no test video is left or class scores are missing for the localizer.
@@ -205,13 +222,15 @@ def evaluate_localization(
             else f"this localizer has {len(localizer.labels)} classes of its own: leave out the class scores"
         )
     unusable: list[Failure] = []
-    predictions, odd = _predicted(localizer, test, wanted, class_scores, unusable)
+    costs = Costs()
+    predictions, odd = _predicted(localizer, test, wanted, class_scores, unusable, costs)
     check_some_left([*predictions], unusable)
     outcome = score_predictions(predictions, activities, subset=subset, tious=tious, blocked=blocked)
     notes = [note for note in outcome.notes if _SILENT not in note]  # `failures` names those videos
     outcome = replace(
         outcome,
         blocks={"ActionFormer": outcome.score},
+        costs={"ActionFormer": costs},
         settings={
             **outcome.settings,
             "localizer": {**asdict(localizer.settings), "labels": list(localizer.labels), "facts": localizer.facts},
@@ -244,13 +263,15 @@ def zero_shot_localization(
     _check_asked(wanted, test, subset)
     failures: list[Failure] = []
     predictions = {}
+    costs = Costs()
     for video in wanted:
         feats = usable(test, video, failures, lambda feats: feats.norms)  # a row of zeros has no cosine
         if feats is not None:
             predictions[video] = localize_zero_shot(feats, text)
+            costs.add(feats)
     check_some_left([*predictions], failures)
     outcome = score_predictions(predictions, activities, subset=subset, tious=tious, blocked=blocked)
-    return replace(outcome, blocks={"zero-shot": outcome.score}, failures=tuple(failures))
+    return replace(outcome, blocks={"zero-shot": outcome.score}, costs={"zero-shot": costs}, failures=tuple(failures))
 
 
 def without_content(features: Mapping[str, VideoFeatures], *, seed: int = 0) -> dict[str, VideoFeatures]:
@@ -260,17 +281,19 @@ def without_content(features: Mapping[str, VideoFeatures], *, seed: int = 0) -> 
         feats = features[video]
         rows = np.random.default_rng([seed, 71, number]).standard_normal(feats.embeddings.shape).astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        blind[video] = replace(feats, embeddings=rows)
+        settings = {name: value for name, value in feats.settings.items() if not name.startswith("gflops_")}
+        blind[video] = replace(feats, embeddings=rows, settings=settings)
     return blind
 
 
 def write_outcome(outcome: LocalizationOutcome, folder: str | os.PathLike[str]) -> Path:
-    """Write predictions.json and metrics.json into a folder; returns the folder."""
+    """Write predictions.json, metrics.csv and metrics.json into a folder; returns the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, outcome.predictions)
     text = json.dumps(outcome.as_dict(), indent=1) + "\n"
-    write_whole([(folder / METRICS, text.encode())], folder / METRICS)
+    files = [(folder / TABLE, csv_bytes(outcome.as_table())), (folder / METRICS, text.encode())]
+    write_whole([*files], folder / METRICS)
     return folder
 
 
@@ -326,6 +349,7 @@ def _predicted(
     wanted: Mapping[str, ActivityVideo],
     class_scores: Mapping[str, Mapping[str, float]] | None,
     failures: list[Failure],
+    costs: Costs,
 ) -> tuple[dict[str, list[Detection]], list[str]]:
     """What is found in every video whose features can be used, and what is odd about them, in words."""
     predictions: dict[str, list[Detection]] = {}
@@ -341,6 +365,7 @@ def _predicted(
             unnamed += [video] * (video not in class_scores)
             found = fuse_classes(found, class_scores.get(video, {}))
         predictions[video] = found
+        costs.add(feats)
         rates[feats.settings.get("fps")] += 1
         seconds = duration_of(feats)
         if one.duration is not None and abs(seconds - one.duration) > max(1.0, _LENGTH * one.duration):

@@ -16,7 +16,7 @@ from everyframe.backbone import Model
 from everyframe.evaluation.action_files import ActionSet
 from everyframe.evaluation.class_prompts import KINETICS, class_features
 from everyframe.evaluation.clips import Failure, Progress
-from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
+from everyframe.evaluation.frame_features import Costs, EncodedVideos, StoredFeatures
 from everyframe.evaluation.outcome import check_some_left
 from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.tasks.recognition import accuracy
@@ -128,7 +128,7 @@ def _row(
     scores: list[np.ndarray] = []
     labels: list[int] = []
     failures: list[Failure] = []
-    costs = _Costs()
+    costs = Costs()
     for number, feats in source.read(items.videos, progress):
         video = items.videos[number]
         if isinstance(feats, VideoFeatures) and feats.num_frames == 0:
@@ -150,30 +150,8 @@ def _row(
         videos=result.videos,
         top1=result.top1,
         top5=result.top5,
-        gflops_per_second=costs.per_second,
-        gflops_share=costs.share,
+        gflops_per_second=costs.gflops_per_second,
+        gflops_share=costs.gflops_share,
         settings=source.settings,
         failures=tuple(failures),
     )
-
-
-class _Costs:
-    """What encoding took, over all videos that tell."""
-
-    def __init__(self) -> None:
-        self._seconds = self._gflops = self._dense = 0.0
-
-    def add(self, feats: VideoFeatures) -> None:
-        own, share = feats.settings.get("gflops_per_frame"), feats.settings.get("gflops_share")
-        if own and share:
-            self._seconds += float(feats.frame_ends[-1] - feats.times[0])
-            self._gflops += own * feats.num_frames
-            self._dense += own / share * feats.num_frames
-
-    @property
-    def per_second(self) -> float | None:
-        return self._gflops / self._seconds if self._seconds else None
-
-    @property
-    def share(self) -> float | None:
-        return self._gflops / self._dense if self._dense else None
