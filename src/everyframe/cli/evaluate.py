@@ -76,7 +76,7 @@ def synthetic(
 ) -> None:
     """ResidualViT's ablation on held-out synthetic videos: methods, interleave, what is dropped, tokenizers.
 
-    With --all every task of the papers, for dense and every other way to encode, in under half an hour on 2 cores.
+    With --all every task of the papers, for dense and every other way to encode, in about half an hour on 2 free cores.
     """
     if out is not None:
         check_writable(out)
