@@ -326,4 +326,4 @@ def test_command_scores_predictions(tmp_path):
     assert "mAP@0.3" in run.output
     run = CliRunner().invoke(app, ["evaluate", "localization", "--annotations", str(annotations)])
     assert isinstance(run.exception, ValueError)
-    assert "give --features" in str(run.exception)
+    assert "give one of --features" in str(run.exception)
