@@ -395,7 +395,10 @@ def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> 
     for index in range(6):
         write_video(videos / f"v{index}.mp4", (noise[(t + index) % 30] for t in range(240)), fps=10)
     command = [sys.executable, "-m", "everyframe.cli", *encode_command(videos, out, "--fps", "10", "--batch-size", "4")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background ignores it
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(out.glob("v*.npz")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
