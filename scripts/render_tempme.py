@@ -93,7 +93,7 @@ def training_table() -> str:
     settings, threads = record["settings"], record["machine"]["threads"]
     return (
         f"{table(head, rows)}\n\n{settings['train_videos']} videos of {settings['frames']} frames and captions of "
-        f"{settings['words']} tokens a step, float32, {threads} CPU thread(s): median (quartiles) of {settings['steps']} "
+        f"{settings['words']} tokens a step, float32, {threads} threads: median (quartiles) of {settings['steps']} "
         "steps. The published ratios are of a GPU and batches of 128."
     )
 
