@@ -16,8 +16,8 @@ from everyframe.cli import app
 from everyframe.cli.evaluate import evaluate
 from everyframe.cli.evaluate_list import TASKS
 from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT, ReuseEncoder
-from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
-from everyframe.evaluation.grounding import Grounding, evaluate_grounding, label, score_predictions
+from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures, label
+from everyframe.evaluation.grounding import Grounding, evaluate_grounding, score_predictions
 from everyframe.evaluation.moment_files import read_moments
 from everyframe.evaluation.moment_predictions import read_predictions
 from everyframe.evaluation.published_grounding import published

@@ -84,8 +84,7 @@ def encoded_videos(
     keep_partial: bool,
 ) -> dict[str, EncodedVideos]:
     """The videos below a folder as each encoder reads them, by the names of their rows."""
-    from everyframe.evaluation.frame_features import EncodedVideos
-    from everyframe.evaluation.grounding import label
+    from everyframe.evaluation.frame_features import EncodedVideos, label
     from everyframe.pipeline import Sampling
 
     sampling = Sampling(**given(fps=fps), keep_partial=keep_partial)

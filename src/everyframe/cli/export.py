@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.clips import check_none
+from everyframe.cli.clips import ClipProgress, check_none
 from everyframe.cli.options import DeviceOption, JsonOption, QuietOption, given, model_recorded
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ def export(
     texts: ExportedTexts | None = None
     failures = list(faults)
     if features:
-        with _Progress("videos", silent=silent) as progress:
-            exported = export_features(list(features), to, out, queries=queries, progress=progress.step, **options)
+        with ClipProgress(silent=silent) as progress:
+            exported = export_features(
+                list(features), to, out, queries=queries, progress=partial(progress, "videos"), **options
+            )
         failures += exported.failures
         if exported.videos and annotations is not None and TARGETS[to].texts is not None and text is not False:
             try:
@@ -154,21 +156,6 @@ def _check(
         check_none("an export without text features", of_texts)
     if layout == "h5":
         check_none(f"--to {to}, whose texts have no files of their own", given(text_prefix=of_texts.get("text_prefix")))
-
-
-class _Progress(console.Bar):
-    """So many of so many; shows nothing if `silent`."""
-
-    def __init__(self, what: str, *, silent: bool) -> None:
-        super().__init__(
-            TextColumn(what), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn(),
-            silent=silent,
-        )  # fmt: skip
-        self._task = None if self._progress is None else self._progress.add_task("", total=None, count="")
-
-    def step(self, done: int, total: int) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, count=f"{done}/{total}")
 
 
 def _read(path: Path) -> tuple[list[Query], list[tuple[str, str]]]:
@@ -225,9 +212,9 @@ def _texts(
     from everyframe.exports import export_texts
 
     encoder = model_recorded(exported.model, model, device)
-    with _Progress("texts", silent=silent) as progress:
+    with ClipProgress(silent=silent) as progress:
         return export_texts(
-            encoder, queries, to, out, split=annotations.stem, progress=progress.step,
+            encoder, queries, to, out, split=annotations.stem, progress=partial(progress, "texts"),
             **given(max_tokens=max_tokens, prefix=prefix),
         )  # fmt: skip
 

@@ -15,9 +15,8 @@ from typing import Any
 from everyframe.evaluation.captions import CaptionScores, Tokenization, available, score_captions
 from everyframe.evaluation.clips import Failure, Progress
 from everyframe.evaluation.description_files import Narrations, narrated_events
-from everyframe.evaluation.frame_features import Costs, EncodedVideos, check_made_alike, files_by_video
+from everyframe.evaluation.frame_features import Costs, EncodedVideos, StoredFiles, check_made_alike
 from everyframe.evaluation.outcome import check_some_left
-from everyframe.evaluation.reading import AnnotationError, spellings, stem
 from everyframe.evaluation.writing import csv_bytes
 from everyframe.feature_files import write_whole
 from everyframe.features import FeaturesError, VideoFeatures, check_same_space, space_of
@@ -267,27 +266,21 @@ def read_narrated(narrations: Narrations, features: str | os.PathLike[str]) -> t
     features: a folder of feature files named like the videos, all of one model, encoder and rate. Raises
     AnnotationError where it is none or has two files of a video, FeaturesError where they were made differently.
     """
-    folder = Path(features)
-    if not folder.is_dir():
-        raise AnnotationError(f"{folder} is not a folder; give the one that holds feature files (--features)")
-    files = files_by_video(folder)
+    folder = StoredFiles(features)
     items: list[Narrated] = []
     failures: list[Failure] = []
     for video, descriptions in narrations.by_video.items():
-        names = spellings(stem(os.path.basename(video)))
-        found = next(filter(None, map(files.get, names)), [])
-        if len(found) > 1:
-            raise AnnotationError(f"{video} could be {found[0]} or {found[1]}; give a folder that holds it once")
-        if not found:
-            failures.append(Failure(video, "missing", f"{video}: has no features in {folder}"))
+        file = folder.find(video)
+        if file is None:
+            failures.append(folder.missing(video))
             continue
         try:
-            feats = VideoFeatures.load(found[0])
+            feats = VideoFeatures.load(file)
         except FeaturesError as error:
             failures.append(Failure(video, "unreadable", str(error)))
             continue
         if items:
-            check_made_alike(items[0].features, feats, found[0])
+            check_made_alike(items[0].features, feats, file)
         items.append(Narrated(video=video, features=feats, descriptions=descriptions))
     return items, failures
 

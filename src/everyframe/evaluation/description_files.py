@@ -133,13 +133,17 @@ def _objects(raw: Raw) -> Iterator[_Entry]:
     if not raw.is_list:
         raise raw.wrong(f"must hold {LAYOUTS['descriptions']}")
     for where, entry in raw.entries():
-        yield (
-            where,
-            text_of(entry, _VIDEO, where),
-            _seconds(entry, _START, where),
-            _seconds(entry, _END, where),
-            _words(entry, where),
-        )
+        yield _entry(entry, where)
+
+
+def _entry(entry: dict[str, Any], where: str) -> _Entry:
+    return (
+        where,
+        text_of(entry, _VIDEO, where),
+        _seconds(entry, _START, where),
+        _seconds(entry, _END, where),
+        _words(entry, where),
+    )
 
 
 def _is_table(raw: Raw) -> bool:
@@ -157,13 +161,7 @@ def _rows(raw: Raw) -> Iterator[_Entry]:
         if len(fields) != len(names):
             raise AnnotationError(f"{where}: has {len(fields)} columns where the header has {len(names)}")
         entry = dict(zip(names, fields, strict=True))
-        yield (
-            where,
-            text_of(entry, _VIDEO, where),
-            _seconds(entry, _START, where),
-            _seconds(entry, _END, where),
-            _words(entry, where),
-        )
+        yield _entry(entry, where)
 
 
 def _narrated(entries: Sequence[_Entry]) -> Iterator[_Entry]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from everyframe.backbone import Model
-from everyframe.encoders import Encoder
+from everyframe.encoders import Encoder, ResidualViT, ReuseEncoder
 from everyframe.evaluation.clips import Failure, Progress, VideoFolder
 from everyframe.evaluation.reading import AnnotationError, spellings, stem
 from everyframe.feature_files import RECIPE_SUFFIX, SUFFIXES
@@ -130,25 +130,19 @@ class StoredFeatures:
         Features of another model, made with other settings than those before them, or with a row of zeros, count as
         unreadable. Raises AnnotationError where a name fits several files or `folder` is none.
         """
-        folder = Path(self.folder)
-        if not folder.is_dir():
-            raise AnnotationError(f"{folder} is not a folder; give the one that holds feature files (--features)")
-        files = files_by_video(folder)
+        folder = StoredFiles(self.folder)
         first: VideoFeatures | None = None
         for number, video in enumerate(videos):
-            names = spellings(stem(os.path.basename(video)))
-            found = next(filter(None, map(files.get, names)), [])
-            if len(found) > 1:
-                raise AnnotationError(f"{video} could be {found[0]} or {found[1]}; give a folder that holds it once")
+            file = folder.find(video)
             try:
-                feats = VideoFeatures.load(found[0]) if found else None
-                if feats is not None:
-                    self._check(feats, first, found[0])
+                feats = None if file is None else VideoFeatures.load(file)
+                if feats is not None and file is not None:
+                    self._check(feats, first, file)
             except FeaturesError as error:
                 yield number, Failure(video, "unreadable", str(error))
             else:
                 if feats is None:
-                    yield number, Failure(video, "missing", f"{video}: has no features in {folder}")
+                    yield number, folder.missing(video)
                 else:
                     first = first or feats
                     yield number, feats
@@ -171,6 +165,31 @@ class StoredFeatures:
             raise FeaturesError(f"{file}: {error}") from error
         if first is not None:
             check_made_alike(first, feats, file)
+
+
+class StoredFiles:
+    """The feature files below a folder, to be found by the names that annotations have for their videos.
+
+    Raises AnnotationError where the folder is none.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise AnnotationError(f"{self.folder} is not a folder; give the one that holds feature files (--features)")
+        self._files = files_by_video(self.folder)
+
+    def find(self, video: str) -> Path | None:
+        """The file of a video, or None. Raises AnnotationError where several are of it."""
+        names = spellings(stem(os.path.basename(video)))
+        found = next(filter(None, map(self._files.get, names)), [])
+        if len(found) > 1:
+            raise AnnotationError(f"{video} could be {found[0]} or {found[1]}; give a folder that holds it once")
+        return found[0] if found else None
+
+    def missing(self, video: str) -> Failure:
+        """What to say of a video that has no file."""
+        return Failure(video, "missing", f"{video}: has no features in {self.folder}")
 
 
 class Costs:
@@ -208,6 +227,15 @@ class Costs:
     def as_dict(self) -> dict[str, float | None]:
         """Both by name, as every table has them."""
         return {"gflops_per_second": self.gflops_per_second, "gflops_share": self.gflops_share}
+
+
+def label(encoder: Encoder) -> str:
+    """An encoder in the words of a table."""
+    if isinstance(encoder, ResidualViT):
+        return f"ResidualViT N={encoder.interleave}" + ("" if encoder.tokenizer is None else " + residual token")
+    if isinstance(encoder, ReuseEncoder):
+        return f"reuse N={encoder.interleave}" if encoder.plan == "fixed" else f"reuse {encoder.plan}"
+    return encoder.name
 
 
 def check_made_alike(first: VideoFeatures, feats: VideoFeatures, file: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from everyframe.backbone import Model
 from everyframe.cost import flops
-from everyframe.encoders import DenseEncoder, Encoder, ResidualViT, ReuseEncoder
+from everyframe.encoders import DenseEncoder, Encoder
 from everyframe.evaluation.clips import Failure, Progress
 from everyframe.evaluation.cuts import CutTexts
 from everyframe.evaluation.frame_features import Costs, EncodedVideos, StoredFeatures
@@ -259,15 +259,6 @@ def _outcome(
         failures=tuple(lost[video] for video in items.videos if video in lost),
         settings=settings,
     )
-
-
-def label(encoder: Encoder) -> str:
-    """An encoder in the words of a table."""
-    if isinstance(encoder, ResidualViT):
-        return f"ResidualViT N={encoder.interleave}" + ("" if encoder.tokenizer is None else " + residual token")
-    if isinstance(encoder, ReuseEncoder):
-        return f"reuse N={encoder.interleave}" if encoder.plan == "fixed" else f"reuse {encoder.plan}"
-    return encoder.name
 
 
 def _scores(

@@ -24,7 +24,7 @@ from everyframe.backbone import Model, ModelError
 from everyframe.encoders import DenseEncoder
 from everyframe.encoders.baselines import fidelity
 from everyframe.evaluation.summary import compare
-from everyframe.evaluation.synthetic import rendered_videos, work_folder
+from everyframe.evaluation.synthetic import LAST_SEED, rendered_videos, work_folder
 from everyframe.evaluation.synthetic_tasks import (
     Scene,
     TaskScores,
@@ -42,8 +42,6 @@ from everyframe.pipeline import Sampling, read_window
 from everyframe.pipeline.decoding import model_facts
 from everyframe.synthetic import Combinations
 from everyframe.version import package_version
-
-_LAST_SEED = 999  # the bundled model was trained on videos of seeds from 1000 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +104,9 @@ class Scale:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.seconds < float("inf"):
             raise ValueError(f"seconds must be finite and > 0, got {self.seconds}")
-        if not 100 < self.seed <= _LAST_SEED - 59 or max(self.videos, self.known_videos, self.train_videos) > 1000:
+        if not 100 < self.seed <= LAST_SEED - 59 or max(self.videos, self.known_videos, self.train_videos) > 1000:
             raise ValueError(
-                f"seed must be from 101 to {_LAST_SEED - 59} and a set hold 1000 videos at most, got {self.seed}: the "
+                f"seed must be from 101 to {LAST_SEED - 59} and a set hold 1000 videos at most, got {self.seed}: the "
                 "bundled model was trained on videos of later seeds"
             )
         Sampling(fps=self.fps)
@@ -318,8 +316,9 @@ class _Bench:
             self._resumed = True
             return
         window = read_window(scene.file, self._model, fps=self._scale.fps)
-        dense = DenseEncoder(self._model).encode(window.pixels).float().cpu().numpy()
-        full = sum(DenseEncoder(self._model).macs(len(dense), "all").values())
+        encoder = DenseEncoder(self._model)
+        dense = encoder.encode(window.pixels).float().cpu().numpy()
+        full = sum(encoder.macs(len(dense), "all").values())
         for way in self._ways:
             encoded = way.run(window, dense)
             feats = VideoFeatures(

@@ -41,7 +41,7 @@ from everyframe.synthetic import Combinations, synthesize
 from everyframe.tasks.grounding import ground
 from everyframe.version import package_version
 
-_LAST_SEED = 999  # the videos of set 1000 would have seeds that the bundled model was trained on
+LAST_SEED = 999  # the videos of set 1000 would have seeds that the bundled model was trained on
 _DONE = "complete.json"
 
 
@@ -231,9 +231,9 @@ def _check(seeds: int, videos: int, seed: int, seconds: float, workers: int) -> 
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0 < seconds < float("inf"):
         raise ValueError(f"seconds must be finite and > 0, got {seconds}")
-    if seed + seeds - 1 > _LAST_SEED or videos > 1000:
+    if seed + seeds - 1 > LAST_SEED or videos > 1000:
         raise ValueError(
-            f"sets must keep to seeds up to {_LAST_SEED} and 1000 videos each, got {videos} videos of seeds {seed} to "
+            f"sets must keep to seeds up to {LAST_SEED} and 1000 videos each, got {videos} videos of seeds {seed} to "
             f"{seed + seeds - 1}: the bundled model was trained on videos beyond them"
         )
 

@@ -20,7 +20,7 @@ from everyframe.spans import temporal_iou
 from everyframe.synthetic import COLOURS, SHAPES, SPLITS, Combinations, Entity, Event, SyntheticVideo
 from everyframe.tasks.grounding import ground
 from everyframe.tasks.ranking import ranking, ranks_of
-from everyframe.tasks.recognition import accuracy
+from everyframe.tasks.recognition import accuracy, ahead_of
 from everyframe.tasks.retrieval import search
 
 SHORTEST = 2.0
@@ -168,9 +168,8 @@ def recognition(feats: Mapping[str, VideoFeatures], scenes: Sequence[Scene], tex
         per_video.append(count)
     if not scores:
         raise ValueError(f"no object is alone on screen for {SHORTEST:g} s in any video; use more or longer videos")
-    table, wanted = np.stack(scores), np.array(labels)
-    result = accuracy(table, labels)
-    ahead = (table >= table[np.arange(len(wanted)), wanted][:, None]).sum(axis=1) - 1
+    table = np.stack(scores)
+    result, ahead = accuracy(table, labels), ahead_of(table, np.array(labels))
     cuts = np.cumsum(per_video)[:-1]
     hits = {"top-1": np.split(ahead < 1, cuts), "top-5": np.split(ahead < 5, cuts)}
     metrics = {"top-1": result.top1, "top-5": result.top5}

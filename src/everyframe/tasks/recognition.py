@@ -58,9 +58,14 @@ def accuracy(scores: NDArray[np.floating], labels: Sequence[int]) -> Accuracy:
     if wanted.min() < 0 or wanted.max() >= scores.shape[1]:
         wrong = int(wanted.max() if wanted.max() >= scores.shape[1] else wanted.min())
         raise ValueError(f"label {wrong} is none of the {scores.shape[1]} classes, which are numbered from 0")
-    own = scores[np.arange(len(wanted)), wanted][:, None]
-    ahead = (scores >= own).sum(axis=1) - 1
+    ahead = ahead_of(scores, wanted)
     return Accuracy(videos=len(wanted), top1=100 * float((ahead < 1).mean()), top5=100 * float((ahead < 5).mean()))
+
+
+def ahead_of(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many other classes score as high as the right one or higher: int64 [V] from scores [V, C], labels [V]."""
+    own = scores[np.arange(len(labels)), labels][:, None]
+    return np.asarray((scores >= own).sum(axis=1) - 1, dtype=np.int64)
 
 
 def harmonic_mean(base: float, novel: float) -> float:
