@@ -27,6 +27,7 @@ LEVELS = {
     "encoders": 2,
     "tasks": 2,
     "pipeline": 3,
+    "library": 3,
     "paper_costs": 3,
     "report": 3,
     "timeline": 3,
@@ -36,7 +37,6 @@ LEVELS = {
     "demo": 4,
     "evaluation": 4,
     "exports": 4,
-    "library": 4,
     "preview": 4,
     "scale": 4,
     "serve": 4,
@@ -45,7 +45,8 @@ LEVELS = {
 }
 OPTIONAL = {
     "accelerate", "datasets", "faiss", "fastapi", "h5py", "lancedb", "matplotlib", "pandas", "peft", "PIL", "pyarrow",
-    "pycocoevalcap", "ray", "scenedetect", "scipy", "torchao", "torchvision", "uvicorn", "webdataset",
+    "pycocoevalcap", "ray", "scenedetect", "scipy", "sse_starlette", "starlette", "torchao", "torchvision", "uvicorn",
+    "webdataset",
 }  # fmt: skip
 PUBLIC = [
     "Cost",
