@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import everyframe as ef
+from command import everyframe
 from everyframe import cli
 from everyframe.encoders import Plan
 from everyframe.pipeline import Sampling, encode_videos, forecast, output_paths, read_window
@@ -249,12 +250,7 @@ def test_output_paths_are_distinct() -> None:
     assert len(set(names)) == 5 and all(name.startswith("out/z.mp4-") for name in names[3:])
 
 
-# --- the command line, as a process ----------------------------------------------------------------------
-
-
-def everyframe(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "everyframe.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+# --- the command line ------------------------------------------------------------------------------------
 
 
 def encode_command(clips: Path, out: Path, *more: str) -> list[str]:
@@ -386,14 +382,20 @@ def test_cli_encode_full_disk_leaves_nothing_partial(clips: Path, tmp_path: Path
     assert list(out.iterdir()) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> None:
-    """Stopped in the middle of a batch: every file that is there is whole, and the same command finishes."""
-    videos, out = tmp_path / "videos", tmp_path / "out"
-    videos.mkdir()
+@pytest.fixture(scope="module")
+def six_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six videos of 60 frames of noise: each is many batches of the command below."""
+    folder = tmp_path_factory.mktemp("six")
     noise = np.random.default_rng(1).integers(0, 255, (30, 96, 128, 3), dtype=np.uint8)
     for index in range(6):
-        write_video(videos / f"v{index}.mp4", (noise[(t + index) % 30] for t in range(240)), fps=10)
+        write_video(folder / f"v{index}.mp4", (noise[(t + index) % 30] for t in range(60)), fps=10)
+    return folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_cli_encode_interrupted_resumes(six_videos: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Stopped in the middle of a batch: every file that is there is whole, and the same command finishes."""
+    videos, out = six_videos, tmp_path / "out"
     command = [sys.executable, "-m", "everyframe.cli", *encode_command(videos, out, "--fps", "10", "--batch-size", "4")]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -408,7 +410,7 @@ def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> 
     finished = sorted(out.glob("v*.npz"))
     assert 0 < len(finished) < 6
     for file in finished:
-        assert ef.VideoFeatures.load(file).num_frames == 240
+        assert ef.VideoFeatures.load(file).num_frames == 60
     if how is signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in errors
         assert "finished files are kept" in errors
@@ -418,7 +420,10 @@ def test_cli_encode_interrupted_resumes(tmp_path: Path, how: signal.Signals) -> 
 
 
 def test_cli_flops_prints_table_1() -> None:
-    rows = json.loads(everyframe("flops", "--json").stdout)
+    command = [sys.executable, "-m", "everyframe.cli", "flops", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout)
     published = [233.4, 35.7, 102.0, 102.6]  # ResidualViT, table 1, GFLOPs per second at 3 frames/s
     for row, value in zip(rows[:4], published, strict=True):
         assert row["per second, linear layers"] == pytest.approx(value, rel=0.01)

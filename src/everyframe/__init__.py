@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from everyframe.encoders import DenseEncoder, ResidualTokenizer, ResidualViT, ReuseEncoder, TempMe, ToMe, VidTLDR
     from everyframe.feature_files import FeaturesError
     from everyframe.features import VideoFeatures
+    from everyframe.library import Library, LibraryError
     from everyframe.pipeline import encode_video
     from everyframe.spans import Moment
     from everyframe.tasks.grounding import ground
@@ -23,6 +24,8 @@ _HOMES = {
     "DenseEncoder": "encoders",
     "FeaturesError": "feature_files",
     "Hit": "tasks.retrieval",
+    "Library": "library",
+    "LibraryError": "library",
     "Model": "backbone",
     "ModelError": "backbone",
     "Moment": "spans",
@@ -49,6 +52,8 @@ __all__ = [
     "DenseEncoder",
     "FeaturesError",
     "Hit",
+    "Library",
+    "LibraryError",
     "Model",
     "ModelError",
     "Moment",

@@ -19,6 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from everyframe.indexing import Indexed
     from everyframe.pipeline import Forecast, Outcome
 
 _out = Console()
@@ -86,21 +87,21 @@ class BatchProgress(Bar):
         self._here = (num_frames, seconds)
         self._show(source)
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, outcome: Outcome | Indexed) -> None:
         """The next video is done, one way or another."""
         self._behind += self._seconds[self._finished] if self._finished < len(self._seconds) else 0.0
         self._finished += 1
         self._frames += self._here[0]
         self._worked += self._here[1]
         self._here = (0, 0.0)
-        if outcome.status in ("failed", "partial"):
+        if outcome.error is not None and outcome.status != "skipped":
             self.failed(outcome)
         self._show(outcome.source)
 
-    def failed(self, outcome: Outcome) -> None:
+    def failed(self, outcome: Outcome | Indexed) -> None:
         """Say what was lost, above the bar."""
         if self._progress is not None:
-            say(f"{outcome.status}: {outcome.error}", style="red", error=True)
+            say(f"{outcome.status}: {outcome.error}", style=_style(outcome), error=True)
 
     def _show(self, source: str) -> None:
         if self._progress is None:
@@ -148,39 +149,57 @@ def show_forecast(forecast: Forecast) -> None:
     )
 
 
-def show_outcomes(outcomes: list[Outcome], wall: float, *, as_json: bool, quiet: bool) -> None:
-    """What became of a batch."""
+def show_outcomes(
+    outcomes: Sequence[Outcome | Indexed],
+    wall: float,
+    *,
+    as_json: bool,
+    quiet: bool,
+    statuses: Sequence[str] = ("done", "partial", "skipped", "failed"),
+) -> None:
+    """What became of a batch. statuses: those there are, in the order of the summary."""
     frames = sum(outcome.num_frames for outcome in outcomes if outcome.status != "skipped")
     seconds = sum(outcome.seconds for outcome in outcomes)
-    counts = {
-        status: sum(outcome.status == status for outcome in outcomes)
-        for status in ("done", "partial", "skipped", "failed")
-    }
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in statuses}
     speed = {"frames_per_second": frames / wall, "times_realtime": seconds / wall}
     if as_json:
-        files = [{**vars(outcome), "output": outcome.output and str(outcome.output)} for outcome in outcomes]
+        files = [outcome_facts(outcome) for outcome in outcomes]
         print(json.dumps({**counts, "frames": frames, "wall_seconds": wall, **speed, "files": files}, indent=2))
     elif not quiet:
         text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         if frames:
             text += (
                 f": {frames} features of {seconds:.1f} s of video in {wall:.1f} s "
-                f"({speed['frames_per_second']:.1f} features/s, {speed['times_realtime']:.1f}x realtime), "
-                f"{_cost(outcomes)}"
+                f"({speed['frames_per_second']:.1f} features/s, {speed['times_realtime']:.1f}x realtime)"
             )
+            cost = _cost(outcomes)
+            text += f", {cost}" if cost else ""
         say(text)
     if as_json or quiet:
         for outcome in outcomes:
-            if outcome.status in ("failed", "partial"):
-                say(f"everyframe: {outcome.status}: {outcome.error}", style="red", error=True)
+            if outcome.error is not None and outcome.status != "skipped":
+                say(f"everyframe: {outcome.status}: {outcome.error}", style=_style(outcome), error=True)
 
 
-def _cost(outcomes: list[Outcome]) -> str:
-    """Multiply-accumulates per frame of what was encoded, and as a share of dense."""
+def _style(outcome: Outcome | Indexed) -> str:
+    return "red" if outcome.status in ("failed", "partial") else "yellow"
+
+
+def outcome_facts(outcome: Outcome | Indexed) -> dict[str, Any]:
+    """What --json prints of one video: paths and ids as text, which JavaScript could not hold as numbers."""
+    facts = vars(outcome)
+    texts = {key: str(facts[key]) for key in ("output", "video") if facts.get(key) is not None}
+    return {**facts, **texts}
+
+
+def _cost(outcomes: Sequence[Outcome | Indexed]) -> str | None:
+    """Multiply-accumulates per frame of what was encoded, and as a share of dense; None where that is not known."""
     made = [outcome for outcome in outcomes if outcome.gflops_per_frame and outcome.gflops_share]
     frames = sum(outcome.num_frames for outcome in made)
     total = sum((outcome.gflops_per_frame or 0) * outcome.num_frames for outcome in made)
     dense = sum((outcome.gflops_per_frame or 0) / (outcome.gflops_share or 1) * outcome.num_frames for outcome in made)
+    if not dense:
+        return None
     return f"{total / frames:.3g} GFLOPs per frame, {total / dense:.0%} of dense"
 
 
@@ -220,7 +239,8 @@ def show_moments(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
         _out.print("nothing found")
         return
     if "video" in rows[0]:  # absolute paths would fill the table; their common folder goes into the title
-        folder = os.path.commonpath([os.path.dirname(row["video"]) for row in rows])
+        addresses = any("://" in row["video"] for row in rows)
+        folder = "" if addresses else os.path.commonpath([os.path.dirname(row["video"]) for row in rows])
         rows = [{**row, "video": os.path.relpath(row["video"], folder) if folder else row["video"]} for row in rows]
         title = f"{title} in {folder}" if folder else title
     table = Table(title=Text(title))

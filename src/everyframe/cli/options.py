@@ -44,6 +44,9 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU thread
 PartialOption = Annotated[
     bool, typer.Option("--keep-partial", help="Of damaged files keep the frames that can be read.")
 ]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try files again that could not be read in an earlier run.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and errors.")]
 
@@ -77,28 +80,9 @@ def model_of(feats: VideoFeatures, name: str | None, device: str | None) -> Mode
 
 def model_recorded(facts: dict[str, Any], name: str | None, device: str | None) -> Model:
     """The model of these facts, which features keep, or the one named if its weights are the same."""
-    from everyframe.features import FeaturesError
+    from everyframe.training.recorded import model_recorded as recorded
 
-    recorded = facts.get("id")
-    if name is None and not isinstance(recorded, str):
-        raise FeaturesError("the features do not say which model made them; pass --model")
-    model = _text_model(str(name or recorded), device)
-    if facts.get("weights_sha256") not in (None, model.weights_sha256):
-        raise FeaturesError(
-            f"the features were made by other weights than those of {model.name} "
-            f"(recorded model: {recorded}); pass the model that made them as --model"
-        )
-    return model
-
-
-def _text_model(name: str, device: str | None) -> Model:
-    """By name; what everyframe finetune wrote may hold adapters alone, and then names the model they belong to."""
-    folder = Path(name).expanduser()
-    if (folder / "tempme.json").is_file() and not (folder / "config.json").is_file():
-        from everyframe.training import load_tempme
-
-        return load_tempme(folder, device=device).model
-    return load_model(name, device, None, None)
+    return recorded(facts, name, device)
 
 
 def check_query(query: str) -> None:
@@ -111,7 +95,7 @@ def check_format(format: str) -> None:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, option: str = "--out") -> None:
     """Fail before an hour of work, not after it."""
     import tempfile
 
@@ -120,7 +104,7 @@ def check_writable(out: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+        raise ValueError(f"cannot write to {out}: {error.strerror or error}; choose another {option}") from error
 
 
 def videos_of(path: str, missing: list[VideoError]) -> list[str | Path]:

@@ -1,9 +1,10 @@
 """From videos to features: decode ahead, encode in batches, resume, report what failed."""
 
 from everyframe.pipeline.clips import frames_of
-from everyframe.pipeline.encode import Outcome, encode_recipe, encode_video, encode_videos
+from everyframe.pipeline.encode import Outcome, encode_each, encode_recipe, encode_video, encode_videos, provenance_of
 from everyframe.pipeline.plan import Forecast, forecast
 from everyframe.pipeline.recipe import RECIPE_SUFFIX, Recipe
+from everyframe.pipeline.remake import remake
 from everyframe.pipeline.restore import restore
 from everyframe.pipeline.resume import JOURNAL, is_address, output_paths
 from everyframe.pipeline.sampling import ClipSampling, Sampling
@@ -18,6 +19,7 @@ __all__ = [
     "Recipe",
     "Sampling",
     "Window",
+    "encode_each",
     "encode_recipe",
     "encode_video",
     "encode_videos",
@@ -25,6 +27,8 @@ __all__ = [
     "frames_of",
     "is_address",
     "output_paths",
+    "provenance_of",
     "read_window",
+    "remake",
     "restore",
 ]

@@ -171,6 +171,41 @@ def encode_videos(
     return _encode_each(sources, work, progress or _silent)
 
 
+def encode_each(
+    sources: Sequence[str | Path],
+    encoder: Encoder | TempMe,
+    *,
+    sampling: Sampling | ClipSampling,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Iterator[VideoFeatures | VideoError]:
+    """The features of many videos, one item per video in order, without files; for one that cannot be read, why.
+
+    Decoding runs ahead into the next video, as in `encode_videos`, whose arguments these are. One video's features
+    are in memory at a time. Raises ValueError for bad arguments before any work.
+    """
+    _check_dtype(dtype)
+    _check_encoder(encoder)
+    work = _Work(driven(encoder, sampling), sampling, dtype, Journal(None), False, False)
+    return _features_of_each(sources, work, progress or _silent)
+
+
+def _features_of_each(
+    sources: Sequence[str | Path], work: _Work, progress: Progress
+) -> Iterator[VideoFeatures | VideoError]:
+    ahead = decode_ahead(chain.from_iterable(map(work.chunks, sources)), _CHUNKS_AHEAD)
+    try:
+        for source in sources:
+            gatherer = AllFeatures(work.encoder, work.dtype)
+            try:
+                report = partial(progress, str(source))
+                yield _consume(ahead, work.encoder, work.sampling, work.dtype, report, gatherer)
+            except VideoError as error:
+                yield error
+    finally:
+        ahead.close()
+
+
 def _encode_each(sources: Sequence[tuple[str | Path, Path]], work: _Work, progress: Progress) -> Iterator[Outcome]:
     ahead = decode_ahead(work.items(sources), _CHUNKS_AHEAD)
     try:
@@ -213,17 +248,20 @@ class _Work:
             if outcome is not None:
                 yield outcome
                 continue
-            try:
-                yield from read_chunks(source, self.encoder, self.sampling)
-            except Exception as error:  # unforeseen; ending here would leave the videos after it without an answer
-                reason = f"{source}: cannot be read ({type(error).__name__}: {error})"
-                yield Finished(error=VideoError(reason))
+            yield from self.chunks(source)
+
+    def chunks(self, source: str | Path) -> Iterator[Chunk | Finished]:
+        """The chunks of one video and a `Finished`, whatever happens."""
+        try:
+            yield from read_chunks(source, self.encoder, self.sampling)
+        except Exception as error:  # unforeseen; ending here would leave the videos after it without an answer
+            yield Finished(error=VideoError(f"{source}: cannot be read ({type(error).__name__}: {error})"))
 
     def _settled(self, source: str | Path, output: Path) -> Outcome | None:
-        facts = model_facts(self.encoder.model)
+        facts = provenance_of(self.encoder, self.sampling, self.dtype)
         wanted = {
-            "model": {key: facts[key] for key in ("weights_sha256", "dtype", "preprocess")},
-            "settings": {**self.encoder.settings, **self.sampling.settings, "stored_dtype": self.dtype},
+            "model": {key: facts["model"][key] for key in ("weights_sha256", "dtype", "preprocess")},
+            "settings": {key: value for key, value in facts["settings"].items() if key != "version"},
         }
         try:
             load = Recipe.load if self.recipe else VideoFeatures.load
@@ -272,6 +310,14 @@ def _encode_to_file(
 # --- encoding side ---------------------------------------------------------------------------------------
 
 
+def provenance_of(
+    encoder: Encoder | TempMe, sampling: Sampling | ClipSampling, dtype: str
+) -> dict[Literal["model", "settings"], dict[str, Any]]:
+    """What features will say of their model and settings, as far as it is the same for every video."""
+    settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": package_version()}
+    return {"model": model_facts(encoder.model), "settings": settings}
+
+
 def _consume(
     ahead: Iterator[Any],
     encoder: Encoder,
@@ -287,8 +333,8 @@ def _consume(
         if isinstance(item, Finished):
             if item.error is not None:
                 raise item.error
-            settings = {**encoder.settings, **sampling.settings, "stored_dtype": dtype, "version": package_version()}
-            settings.update(_costs(encoder, rows, macs))
+            known = provenance_of(encoder, sampling, dtype)
+            settings = {**known["settings"], **_costs(encoder, rows, macs)}
             if item.motion_source is not None:
                 settings["motion_source"] = item.motion_source
             if item.damage:
@@ -297,7 +343,7 @@ def _consume(
             report(rows * each, last if end is None else end)
             provenance = {
                 "video": item.video,
-                "model": model_facts(encoder.model),
+                "model": known["model"],
                 "settings": settings,
                 "end_seconds": end,
             }

@@ -10,19 +10,19 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from everyframe.backbone import Model
-from everyframe.encoders import DenseEncoder, Encoder, Plan, ResidualViT, ReuseEncoder
+from everyframe.encoders import Encoder, Plan, ResidualViT
 from everyframe.encoders.baselines import fidelity
 from everyframe.encoders.dense import encode_full
-from everyframe.encoders.tokenizer import shipped_tokenizer
 from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.pipeline.decoding import model_facts
 from everyframe.pipeline.recipe import Recipe
+from everyframe.pipeline.remake import make_encoder
 from everyframe.pipeline.resume import identity, is_address, source_name
 from everyframe.pipeline.sampling import Sampling
 from everyframe.pipeline.window import Chunk, preprocessed, regrouped
@@ -125,19 +125,13 @@ def _encoder(recipe: Recipe, reader: Model | Encoder) -> Encoder:
 
 
 def _made(recipe: Recipe, model: Model) -> Encoder:
-    options = dict(recipe.encoder)
-    kind, residual = options.pop("encoder", None), options.pop("residual", None)
+    kind = recipe.encoder.get("encoder")
+    if kind not in ("dense", "reuse", "residual"):
+        raise FeaturesError(f"the recipe was made by an encoder named {kind!r}; pass that encoder instead of the model")
     try:
-        if kind == "dense":
-            return DenseEncoder(model, **options)
-        if kind == "reuse":
-            return ReuseEncoder(model, **options)
-        if kind == "residual":
-            # Another tokenizer than that of the recipe shows when settings are compared.
-            return ResidualViT(model, **options, residual=residual and shipped_tokenizer(model))
+        return cast(Encoder, make_encoder(recipe.encoder, model))
     except (TypeError, ValueError) as error:
         raise FeaturesError(f"the recipe's encoder cannot be made: {error}; pass it instead of the model") from error
-    raise FeaturesError(f"the recipe was made by an encoder named {kind!r}; pass that encoder instead of the model")
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
 from everyframe.video import Source
+from everyframe.video.identity import identity, is_address
 
 JOURNAL = "everyframe.jsonl"
 UNUSUAL = (
@@ -149,34 +150,8 @@ def output_paths(
     return paths
 
 
-def identity(source: Source) -> dict[str, Any]:
-    """Size and a hash of both ends of a file: enough to notice that it was replaced, cheap on any disk."""
-    if isinstance(source, bytes):
-        return {"size_bytes": len(source), "fingerprint": hashlib.sha256(source).hexdigest()[:32]}
-    if not isinstance(source, (str, Path)) or is_address(source):
-        return {}
-    path = Path(source)
-    if path.is_dir():
-        names = sorted(f"{file.name}:{file.stat().st_size}" for file in path.iterdir() if file.is_file())
-        return {"size_bytes": None, "fingerprint": hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]}
-    if not path.is_file():
-        return {}
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(1 << 18))
-        file.seek(max(size - (1 << 18), 0))
-        digest.update(file.read())
-    return {"size_bytes": size, "fingerprint": digest.hexdigest()[:32]}
-
-
 def source_name(source: Source) -> str:
     if isinstance(source, (str, Path)):
         return str(source) if is_address(source) else os.path.abspath(source)
     name = getattr(source, "name", None)
     return os.path.abspath(name) if isinstance(name, str) else "<bytes>"
-
-
-def is_address(source: object) -> bool:
-    """Is it a URL for FFmpeg, not a path?"""
-    return isinstance(source, str) and "://" in source

@@ -136,11 +136,11 @@ class Rule:
             return
         if self.method == "half-height":
             window = _averaged(starts, self.smooth)
-            cut, height = (_moving_average(curves, starts, seconds) for seconds in (_CUT_SECONDS, _HEIGHT_SECONDS))
+            cut, height = (moving_average(curves, starts, seconds) for seconds in (_CUT_SECONDS, _HEIGHT_SECONDS))
             for each in zip(curves, cut, height, strict=True):
                 yield half_height(*each, window, most=self.top)
             return
-        for curve in _moving_average(curves, starts, self.smooth):
+        for curve in moving_average(curves, starts, self.smooth):
             first, past, peak, level = watershed(curve, self.threshold)
             lasting = (level == 0) | (ends[past - 1] - starts[first] >= self.smooth / 2)
             first, past, peak, level = first[lasting], past[lasting], peak[lasting], level[lasting]
@@ -223,7 +223,7 @@ def smoothed_similarity(feats: VideoFeatures, query: Any, *, smooth: float = 5.0
     5 s at 3 frames/s. Near the ends of the video the frames that exist are averaged; 0 changes nothing.
     """
     _check_smooth(smooth)
-    return _moving_average(similarity(feats, query)[None], feats.times, smooth)[0]
+    return moving_average(similarity(feats, query)[None], feats.times, smooth)[0]
 
 
 def _check_smooth(smooth: float) -> None:
@@ -231,13 +231,24 @@ def _check_smooth(smooth: float) -> None:
         raise ValueError(f"smooth must be a number of seconds >= 0, got {smooth}")
 
 
-def _moving_average(curves: NDArray[np.float32], times: NDArray[np.float64], smooth: float) -> NDArray[np.float32]:
-    """Of curves [Q, T], as `smoothed_similarity` says."""
+def moving_average(curves: NDArray[np.float32], times: NDArray[np.float64], smooth: float) -> NDArray[np.float32]:
+    """Of curves [Q, T] over times [T] in seconds, as `smoothed_similarity` says: float32 [Q, T]."""
     first, past = _averaged(times, smooth)
     sums = np.zeros((len(curves), len(times) + 1))
     np.cumsum(curves, axis=1, dtype=np.float64, out=sums[:, 1:])
     # Back to float32: the rounding of the running sum goes, so equal windows have equal averages again.
     return ((sums[:, past] - sums[:, first]) / (past - first)).astype(np.float32)
+
+
+def average_weights(times: NDArray[np.float64], smooth: float) -> NDArray[np.float64]:
+    """What each frame contributes to the mean of a curve under the moving average: float64 [T], sum 1.
+
+    Not the same for all: a frame near an end, or between frames further apart than others, is in fewer averages.
+    """
+    first, past = _averaged(times, smooth)
+    share = 1.0 / ((past - first) * max(len(times), 1))
+    changes = np.bincount(first, share, len(times) + 1) - np.bincount(past, share, len(times) + 1)
+    return np.cumsum(changes)[: len(times)]
 
 
 def _averaged(times: NDArray[np.float64], smooth: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

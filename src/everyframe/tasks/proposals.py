@@ -24,8 +24,7 @@ _COSINE_EPSILON = 1e-7
 
 def watershed(curve: Curve, threshold: float) -> tuple[Frames, Frames, Frames, Frames]:
     """All runs [first, past) at each level of the ladder, with the frame of their peak and their level."""
-    mean = float(curve.mean(dtype=np.float64))
-    base = mean + (threshold - 1.0) * abs(mean)
+    base = base_level(float(curve.mean(dtype=np.float64)), threshold)
     height = max(float(curve.max()) - base, 0.0)
     runs: list[Frames] = []
     above = np.arange(len(curve))
@@ -34,14 +33,33 @@ def watershed(curve: Curve, threshold: float) -> tuple[Frames, Frames, Frames, F
         above = above[curve[above] >= base + height * level / _LEVELS - _COSINE_EPSILON]
         if not len(above):
             break
-        begin = np.flatnonzero(np.diff(above, prepend=-2) > 1)
-        end = np.append(begin[1:], len(above))
-        values = curve[above]
-        highest = np.maximum.reduceat(values, begin).repeat(end - begin)
-        peak = np.minimum.reduceat(np.where(values == highest, above, len(curve)), begin)  # the earlier of equals
-        runs.append(np.stack([above[begin], above[end - 1] + 1, peak, np.full_like(begin, level)]))
+        first, past, peak = runs_of(curve, above)
+        runs.append(np.stack([first, past, peak, np.full_like(first, level)]))
     first, past, peak, levels = np.concatenate([np.empty((4, 0), dtype=np.intp), *runs], axis=1)
     return first, past, peak, levels
+
+
+def base_runs(curve: Curve, threshold: float) -> tuple[Frames, Frames, Frames]:
+    """The watershed's runs [first, past) at its first level, each with the frame of its peak."""
+    level = base_level(float(curve.mean(dtype=np.float64)), threshold)
+    return runs_of(curve, np.flatnonzero(curve >= level - _COSINE_EPSILON))
+
+
+def base_level(mean: float, threshold: float) -> float:
+    """The level at which the watershed begins, for the mean of a smoothed curve."""
+    return mean + (threshold - 1.0) * abs(mean)
+
+
+def runs_of(curve: Curve, above: Frames) -> tuple[Frames, Frames, Frames]:
+    """The unbroken runs [first, past) in `above`, increasing frames, each with the frame of its peak."""
+    if not len(above):
+        return above, above, above
+    begin = np.flatnonzero(np.diff(above, prepend=-2) > 1)
+    end = np.append(begin[1:], len(above))
+    values = curve[above]
+    highest = np.maximum.reduceat(values, begin).repeat(end - begin)
+    peak = np.minimum.reduceat(np.where(values == highest, above, len(curve)), begin)  # the earlier of equals
+    return above[begin], above[end - 1] + 1, peak
 
 
 def preference(length: Frames, peak: Frames, level: Frames, cost: Curve) -> Frames:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from everyframe.spans import Moment, nms
 from everyframe.tasks.grounding import ground, similarity
 
 Level = Literal["moment", "clip", "video"]
+AnyMoment = TypeVar("AnyMoment", bound=Moment)
 LEVELS: tuple[Level, ...] = ("moment", "clip", "video")
 
 
@@ -95,7 +96,9 @@ def search(
         else:
             # Twice as many as asked for: growing to `shortest` can make neighbours overlap, and one of them goes.
             moments = ground(feats, query, top=2 * per_video, smooth=smooth, threshold=threshold, overlap=0.0)
-            moments = nms([_at_least(moment, shortest, feats) for moment in moments], 0.0, top=per_video)
+            if moments:
+                first, last = float(feats.times[0]), float(feats.frame_ends[-1])
+                moments = at_least(moments, shortest, first, last, top=per_video)
         found = [Hit(video, m.start, m.end, m.score) for m in moments]
         hits = sorted(hits + found, key=lambda hit: -hit.score)[:top]
     if repeated:
@@ -141,14 +144,22 @@ def _pooled(feats: VideoFeatures) -> VideoFeatures:
     return replace(feats, times=feats.times[:1], embeddings=mean[None], roles=feats.roles[:1], end_seconds=end)
 
 
-def _at_least(moment: Moment, seconds: float, feats: VideoFeatures) -> Moment:
-    """The moment, grown around its middle to `seconds` and shifted to stay within the video."""
-    first, last = float(feats.times[0]), float(feats.frame_ends[-1])
+def at_least(
+    moments: Iterable[AnyMoment], seconds: float, first: float, last: float, *, top: int
+) -> list[AnyMoment]:
+    """The best moments, best first; the short ones grown to `seconds`, which may make them overlap: then one goes.
+
+    They grow around their middle and are shifted to stay within [first, last), the video.
+    """
+    return cast("list[AnyMoment]", nms([_grown(moment, seconds, first, last) for moment in moments], 0.0, top=top))
+
+
+def _grown(moment: AnyMoment, seconds: float, first: float, last: float) -> AnyMoment:
     seconds = min(seconds, last - first)
     if moment.duration >= seconds:
         return moment
     start = min(max((moment.start + moment.end - seconds) / 2, first), last - seconds)
-    return Moment(start, min(start + seconds, last), moment.score)
+    return replace(moment, start=start, end=min(start + seconds, last))
 
 
 def load_folder(

@@ -20,6 +20,20 @@ from everyframe.video.errors import VideoError
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 _STILL_FORMATS = frozenset({"image2", "gif", "apng"})
+_only: dict[str, str] = {}
+
+
+def restrict(demuxers: str) -> None:
+    """From now on this process opens only files of these kinds, and nothing that they name: for files of strangers.
+
+    demuxers: FFmpeg's names, separated by commas. A playlist, or a script of cuts, is then no video at all.
+    """
+    _only.update(format_whitelist=demuxers, protocol_whitelist="file")
+
+
+def open_options() -> dict[str, str]:
+    """What every container must be opened with."""
+    return dict(_only)
 
 
 def source_name(source: Source) -> str:
@@ -149,7 +163,10 @@ def geometry_of(frame: Any, stream: Any = None) -> Geometry:
                 ratio = Fraction(given)
                 break
     turns, mirrored = 0, False
-    matrix = side_data(frame).get("DISPLAYMATRIX")
+    try:
+        matrix = side_data(frame).get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for some kinds, such as a photo's EXIF, and then gives none
+        matrix, turns = None, round(-frame.rotation / 90) % 4
     if matrix is not None:
         a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].astype(float)
         mirrored = a * d - b * c < 0
@@ -212,7 +229,7 @@ def _open(source: Any, name: str) -> Any:
 
 def _open_container(source: Any, name: str, **settings: Any) -> Any:
     try:
-        return av.open(source, **settings)
+        return av.open(source, container_options=open_options(), **settings)
     except av.error.FFmpegError as error:
         reason = error.strerror or str(error)
         if isinstance(source, str) and "://" in source:

@@ -1,0 +1,436 @@
+"""`Library`: the archive. Videos are added as features; moments are found in all of them at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everyframe.features import VideoFeatures
+from everyframe.library import schema
+from everyframe.library.errors import LibraryError, translated
+from everyframe.library.filters import Filter, allowed
+from everyframe.library.records import Added, Collection, LibraryStats, Thumbnail, VideoRecord
+from everyframe.library.store import Snapshot, Store
+from everyframe.library.transfer import Imported, check_format, export_files, import_files
+from everyframe.library.writing import Batches
+from everyframe.tasks.retrieval import Level
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from everyframe.library.index import IndexState, Refresher
+    from everyframe.library.search import ArchiveHit, Searcher
+
+
+class Library:
+    """An archive of features in a folder (or s3://, gs://), made when the first video is added.
+
+    as_of: a time; the library as it was then, to read only. cache_bytes: memory for indexes and what is known of the
+    tables. lock_seconds: how long to wait for another writer.
+
+    Any number of processes and threads may read while one writes; what they see is always whole. Other writers of a
+    local folder wait. Methods raise LibraryError where the library cannot be read or written, or does not hold what
+    is asked for.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        storage_options: dict[str, str] | None = None,
+        as_of: datetime | None = None,
+        cache_bytes: int = 1 << 30,
+        lock_seconds: float = 60.0,
+    ) -> None:
+        self._store = Store(
+            path,
+            storage_options=storage_options,
+            as_of=as_of,
+            cache_bytes=cache_bytes,
+            lock_seconds=lock_seconds,
+        )
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        from everyframe.library.search import Searcher
+
+        return Searcher(self._store)
+
+    @cached_property
+    def _refresher(self) -> Refresher:
+        from everyframe.library.index import Refresher
+
+        return Refresher(self._store)
+
+    def __repr__(self) -> str:
+        return f"Library({self.path!r})"
+
+    @property
+    def path(self) -> str:
+        """The folder (absolute) or the address."""
+        return self._store.path
+
+    def exists(self) -> bool:
+        """Is there a library? Raises LibraryError for a folder that holds other things."""
+        return self._store.exists()
+
+    def close(self) -> None:
+        """Wait for a background `refresh`, let go of open files and caches. Raises what the refresh raised."""
+        try:
+            if "_refresher" in self.__dict__:
+                self._refresher.close()
+        finally:
+            if "_searcher" in self.__dict__:
+                self._searcher.close()
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- adding and removing -----------------------------------------------------------------------------
+
+    def add(
+        self, feats: VideoFeatures, *, thumbnails: Sequence[Thumbnail] = (), collection: str | None = None
+    ) -> Added:
+        """Add the features of one video, stored as float16, or replace those of the same video in the same collection.
+
+        The same video is one with the same fingerprint, else with the same path. Which collection features belong to
+        follows from how they were made; `collection`, an id or a label, only makes sure that it is this one.
+        When this returns, the video is stored whole; however it ends before, the library is as it was.
+
+        Raises UnusableVideoError for features that say no path, have no frames, a row of zeros, or values that
+        float16 cannot hold; LibraryError when the library cannot be written (full disk, no permission, another writer).
+        """
+        prepared = schema.prepare(feats, thumbnails)
+        if collection is not None and collection not in (prepared.key.id, prepared.key.label):
+            raise LibraryError(
+                f"{prepared.path} belongs to the collection {prepared.key.label} ({prepared.key.id}), "
+                f"not to {collection}; encode it as those are"
+            )
+        with self._store.writing(create=True) as writer:
+            return writer.add([prepared])[0]
+
+    def add_all(self, items: Iterable[VideoFeatures | tuple[VideoFeatures, Sequence[Thumbnail]]]) -> Iterator[Added]:
+        """`add` for many: each is reported, in order, when it is stored; many small ones share a commit.
+
+        An iterator; nothing happens until it is read. A killed run keeps all that were reported.
+        Raises as `add` does; what was given before is stored then.
+        """
+        pairs = ((item, ()) if isinstance(item, VideoFeatures) else item for item in items)
+        return Batches[Added](self._store).run(schema.prepare(feats, thumbnails) for feats, thumbnails in pairs)
+
+    def remove(self, *videos: int | str) -> int:
+        """Remove videos, given by id, path or name, from every collection; returns how many went, 0 for none given.
+
+        Raises LibraryError, and removes nothing, where one of them is not there or a name means several.
+        """
+        if not videos:
+            return 0
+        with self._store.writing() as writer:
+            snapshot = self._store.snapshot()
+            found = {record.id: record.collection for each in videos for record in self._matches(snapshot, each)}
+            writer.remove(found)
+        return len(found)
+
+    # --- what is there -----------------------------------------------------------------------------------
+
+    def collections(self) -> list[Collection]:
+        """The collections that hold videos, oldest first."""
+        return list(self._store.snapshot().collections.values())
+
+    def collection(self, wanted: str | None = None) -> Collection:
+        """The one with this id, beginning of an id, or label; without `wanted` the only one there is.
+
+        Raises LibraryError, naming them, where there are several, and where none fits.
+        """
+        return _choose(self._store.snapshot(), wanted)
+
+    def videos(self, collection: str | None = None, where: Filter | None = None) -> list[VideoRecord]:
+        """All videos, or those of one collection, that a `Filter` lets through; in the order they were added."""
+        snapshot = self._store.snapshot()
+        if collection is None:
+            records = list(snapshot.videos.values())
+        else:
+            records = snapshot.by_collection(_choose(snapshot, collection).id)
+        if where is None:
+            return records
+        return allowed(records, where)
+
+    def video(self, wanted: int | str, collection: str | None = None) -> VideoRecord:
+        """The video with this id, path or name. Raises LibraryError where there is none, or more than one."""
+        return self._video(self._store.snapshot(), wanted, collection)
+
+    def _video(self, snapshot: Snapshot, wanted: int | str, collection: str | None = None) -> VideoRecord:
+        found = self._matches(snapshot, wanted, None if collection is None else _choose(snapshot, collection))
+        if len(found) > 1:
+            labels = ", ".join(snapshot.collections[record.collection].label for record in found)
+            raise LibraryError(f"{wanted} is in several collections ({labels}); say which with collection=")
+        return found[0]
+
+    def _matches(
+        self, snapshot: Snapshot, wanted: int | str, collection: Collection | None = None
+    ) -> list[VideoRecord]:
+        """The records of one video, which may be in several collections."""
+        records = list(snapshot.videos.values()) if collection is None else snapshot.by_collection(collection.id)
+        if isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool):
+            found = [snapshot.videos[int(wanted)]] if int(wanted) in snapshot.videos else []
+        else:
+            text = str(wanted)
+            path = text if "://" in text else os.path.abspath(text)
+            found = [record for record in records if record.path in (text, path)]
+            found = found or [record for record in records if record.name == text]
+            if not found and text.isascii() and text.isdecimal() and int(text) in snapshot.videos:
+                found = [snapshot.videos[int(text)]]
+        if collection is not None:
+            found = [record for record in found if record.collection == collection.id]
+        if not found:
+            raise LibraryError(f"{self.path} holds no video {wanted}")
+        if len(paths := sorted({record.path for record in found})) > 1:
+            raise LibraryError(
+                f"{len(paths)} videos are named {wanted}; give one's path, such as {paths[0]}, or its id"
+            )
+        return found
+
+    def features(self, video: int | str, collection: str | None = None) -> VideoFeatures:
+        """What was added, with float16 embeddings and its whole provenance; `video["path"]` is where it was last seen.
+
+        Raises LibraryError where the video is not there, or its rows do not have the hash they were stored with.
+        """
+        snapshot = self._store.snapshot()
+        while True:
+            record = self._video(snapshot, video, collection)
+            try:
+                return self._read_features(snapshot, record)
+            except LibraryError:
+                # Someone may have removed old versions under our hands; what is there now can be read.
+                later = self._store.snapshot()
+                if later is snapshot:
+                    raise
+                snapshot = later
+
+    def _read_features(self, snapshot: Snapshot, record: VideoRecord) -> VideoFeatures:
+        table = snapshot.frames(record.collection)
+        with translated(f"{record.path} in {self.path}", "read"):
+            query = table.search().where(f"video = {record.id}").select(["time", "embedding"])
+            rows = query.limit(record.num_frames + 1).to_arrow()
+            times = rows["time"].to_numpy()
+            dim = snapshot.collections[record.collection].dim
+            values = rows["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+            facts = snapshot.facts([record.id], ["roles", "content"])[record.id]
+            order = np.argsort(times, kind="stable")
+            feats = VideoFeatures(
+                times=times[order], embeddings=values[order], roles=facts["roles"], **record.provenance
+            )
+        if schema.content_hash(feats) != facts["content"]:
+            raise LibraryError(
+                f"{record.path} in {self.path} does not match its checksum: its frames are damaged; "
+                "remove the video and add it again"
+            )
+        return feats
+
+    def roles(self, video: int | str, collection: str | None = None) -> str:
+        """What the encoder did to each frame, a letter each, see `VideoFeatures.roles`."""
+        snapshot = self._store.snapshot()
+        record = self._video(snapshot, video, collection)
+        return str(snapshot.facts([record.id], ["roles"])[record.id]["roles"])
+
+    def thumbnails(self, video: int | str, collection: str | None = None) -> list[float]:
+        """Seconds of the thumbnails that are stored of a video, in order."""
+        record = self.video(video, collection)
+        return [row["time"] for row in self._store.thumbnails(record.id, ["time"])]
+
+    def thumbnail(self, video: int | str, seconds: float, collection: str | None = None) -> Thumbnail | None:
+        """The stored thumbnail nearest to a time; None where the video has none."""
+        record = self.video(video, collection)
+        times = np.array([row["time"] for row in self._store.thumbnails(record.id, ["time"])])
+        if not len(times):
+            return None
+        nearest = float(times[np.argmin(np.abs(times - float(seconds)))])
+        rows = self._store.thumbnails(record.id, ["time", "jpeg"], f"time = {nearest!r}")
+        return Thumbnail(nearest, rows[0]["jpeg"]) if rows else None
+
+    def stats(self) -> LibraryStats:
+        """How much there is of everything."""
+        snapshot = self._store.snapshot()
+        records = snapshot.videos.values()
+        exists = snapshot.version != 0
+        return LibraryStats(
+            num_videos=len(records),
+            num_frames=sum(record.num_frames for record in records),
+            seconds=sum(record.end - record.start for record in records),
+            num_thumbnails=self._store.count_thumbnails() if exists else 0,
+            num_versions=len(self._store.history()),
+            bytes_on_disk=self._store.size_on_disk() if exists else 0,
+            collections=tuple(snapshot.collections.values()),
+        )
+
+    def history(self) -> list[tuple[datetime, int]]:
+        """When videos came or went (UTC), and the version since then; oldest first, as far back as `as_of` can go."""
+        return self._store.history()
+
+    # --- searching ---------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: Any,
+        *,
+        top: int = 10,
+        collection: str | None = None,
+        level: Level = "moment",
+        per_video: int = 3,
+        smooth: float = 2.0,
+        threshold: float = 1.0,
+        shortest: float = 2.0,
+        where: Filter | None = None,
+        exact: bool = False,
+    ) -> list[ArchiveHit]:
+        """The best moments, clips or videos for a query, highest score first, as `Searcher.search` tells.
+
+        query: [dim] array or tensor, or a `Query` of several. collection: id or label, where there are several.
+        """
+        return self._searcher.search(
+            self.collection(collection),
+            query,
+            top=top,
+            level=level,
+            per_video=per_video,
+            smooth=smooth,
+            threshold=threshold,
+            shortest=shortest,
+            where=where,
+            exact=exact,
+        )
+
+    def curve(
+        self, video: int | str, query: Any, collection: str | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """(times [T] in seconds, cosines [T]) of every frame of a video with a query."""
+        return self._searcher.curve(self.video(video, collection), query)
+
+    def frame(self, video: int | str, seconds: float, collection: str | None = None) -> NDArray[np.float32]:
+        """float32 [dim], the frame nearest to a time: a query for others like it."""
+        return self._searcher.frame(self.video(video, collection), seconds)
+
+    def index_state(self, collection: str | None = None) -> IndexState:
+        """How far the index of a collection covers its frames."""
+        from everyframe.library.index import index_state
+
+        return index_state(self._store, self.collection(collection))
+
+    def refresh(self, *, wait: bool = True) -> None:
+        """Bring files and indexes up to date where that is due; after many additions, before many searches.
+
+        wait: with False in a background thread; its error is raised by `close` or the next `refresh`.
+        """
+        self._refresher.refresh(wait=wait)
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def import_files(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Imported]:
+        """Add the videos of feature files, or folders of them; one result per file, those that fail with the reason.
+
+        Raises FeaturesError at once for a path that is not there or a folder without feature files, LibraryError when
+        the library cannot be written.
+        """
+        return import_files(self._store, [paths] if isinstance(paths, (str, os.PathLike)) else paths)
+
+    def export(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        format: str = "npz",
+        videos: Iterable[int | str] | None = None,
+        collection: str | None = None,
+        failures: list[tuple[str, LibraryError]] | None = None,
+    ) -> list[Path]:
+        """Write features to files below a folder: "npz", "npy", "h5" or "parquet", named after the videos.
+
+        videos: ids, paths or names; all by default. failures: collects (path of the video, error) for those that
+        cannot be exported, so that the others are; without it the first such error is raised. A file that holds
+        something else than this video's features is not overwritten. Raises LibraryError, ImportError where the
+        format's package is missing.
+        """
+        check_format(format)
+        snapshot = self._store.snapshot()
+        chosen = None if collection is None else _choose(snapshot, collection)
+        if videos is None:
+            records = list(snapshot.videos.values()) if chosen is None else snapshot.by_collection(chosen.id)
+        else:
+            found = {record.id: record for each in videos for record in self._matches(snapshot, each, chosen)}
+            records = list(found.values())
+
+        def features() -> Iterator[VideoFeatures | LibraryError]:
+            for record in records:
+                try:
+                    yield self._read_features(snapshot, record)
+                except LibraryError as error:
+                    yield error
+
+        return export_files(records, features(), out, format=format, failures=failures)
+
+    def relink(self, paths: Iterable[str | os.PathLike[str]]) -> list[tuple[VideoRecord, str]]:
+        """Find videos whose files are gone, by size and fingerprint, among files or below folders; keep the new paths.
+
+        Returns (the video as it was recorded, its new path). Raises LibraryError for a path that is not there.
+        """
+        from everyframe.library.moved import find_moved  # decodes nothing, but loads what does
+
+        places = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        found = find_moved(self.videos(), places)
+        if found:
+            with self._store.writing() as writer:
+                there = self._store.snapshot().videos
+                writer.move({each.id: (path, os.path.basename(path)) for each, path in found if each.id in there})
+        return found
+
+    # --- housekeeping ------------------------------------------------------------------------------------
+
+    def compact(self) -> None:
+        """Join the small files that many additions leave, and drop removed rows from them; `vacuum` frees the space."""
+        with self._store.writing() as writer:
+            writer.compact()
+
+    def vacuum(self, older_than: timedelta = timedelta(days=7)) -> int:
+        """Remove the files of past versions that are older, and of killed writers; returns the bytes freed.
+
+        Searches that began longer ago fail, and `as_of` goes back no further.
+        """
+        if older_than < timedelta(0):
+            raise LibraryError(f"older_than must not be negative, got {older_than}")
+        with self._store.writing() as writer:
+            freed = writer.vacuum(older_than)
+        self._store.forget()
+        return freed
+
+
+def _choose(snapshot: Snapshot, wanted: str | None) -> Collection:
+    found = list(snapshot.collections.values())
+    if not found:
+        raise LibraryError(f"{snapshot.place} holds no videos yet; add some first")
+    named = ", ".join(f"{each.label} ({each.id})" for each in found)
+    if wanted is None:
+        if len(found) > 1:
+            raise LibraryError(f"{snapshot.place} holds several collections; say which with collection=: {named}")
+        return found[0]
+    chosen = [each for each in found if each.label == wanted] or [
+        each for each in found if wanted and each.id.startswith(wanted)
+    ]
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        named = ", ".join(each.id for each in chosen)
+        raise LibraryError(f"{wanted} means several collections of {snapshot.place}; give the id of one: {named}")
+    raise LibraryError(f"{snapshot.place} holds no collection {wanted}; it holds {named}")

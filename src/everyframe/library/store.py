@@ -1,0 +1,465 @@
+"""The tables of a library on disk or in an object store: opened, and read as one consistent state.
+
+Two rules make reading safe beside a writer. A video exists when its row in `videos` says "ready", and that row
+changes in one commit, after all its frames are there and before any of them goes. And a `Snapshot` pairs a version of
+`videos` with versions of the frames tables that hold every row of every video in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from everyframe.extras import require
+from everyframe.library import schema
+from everyframe.library.errors import LibraryError, translated
+from everyframe.library.locking import locked
+from everyframe.library.migrations import MIGRATIONS
+from everyframe.library.records import Collection, VideoRecord
+
+if TYPE_CHECKING:
+    from everyframe.library.writing import Writer
+
+# What may lie beside the tables: locks, the journal of `everyframe index`, what `everyframe serve` keeps.
+_BESIDE = frozenset({"writer.lock", "index.lock", "everyframe.jsonl", "uploads", "previews"})
+_NOT_IN_SNAPSHOT = ("state", "roles", "content", "provenance")
+_OUTDATED = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All videos at one moment, and frames tables that hold every row of them. Never changes."""
+
+    place: str
+    version: int
+    videos: dict[int, VideoRecord]
+    collections: dict[str, Collection]
+    tables: dict[str, Any] = field(repr=False)
+    table_versions: dict[str, int] = field(repr=False)
+    table: Any = field(repr=False)
+    """`videos` at `version`."""
+
+    @cached_property
+    def _by_collection(self) -> dict[str, list[VideoRecord]]:
+        lists: dict[str, list[VideoRecord]] = {name: [] for name in self.collections}
+        for record in self.videos.values():
+            lists[record.collection].append(record)
+        return lists
+
+    def by_collection(self, collection_id: str) -> list[VideoRecord]:
+        """Its videos in the order they were added."""
+        return self._by_collection.get(collection_id, [])
+
+    def frames(self, collection_id: str) -> Any:
+        """Its LanceDB table of frames, which stays at one version. KeyError for a collection that is not there.
+
+        It may hold rows of videos that are not in `videos`: being added, or removed.
+        """
+        return self.tables[collection_id]
+
+    def facts(self, videos: Iterable[int], columns: list[str]) -> dict[int, dict[str, Any]]:
+        """{id: row} with columns that records leave out ("roles", "content")."""
+        with translated(self.place, "read"):
+            rows = _ready(self.table, ["id", *columns], f"id IN ({', '.join(str(int(video)) for video in videos)})")
+            return {row["id"]: row for row in rows.to_pylist()}
+
+
+class Store:
+    """A library's tables. Several threads may use one store; a process that forks must open its own."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        storage_options: dict[str, str] | None = None,
+        as_of: datetime | None = None,
+        cache_bytes: int = 1 << 30,
+        lock_seconds: float = 60.0,
+    ) -> None:
+        text = os.fspath(path)
+        if not isinstance(text, str) or not text:
+            raise LibraryError(f"a library needs a folder or an address, got {path!r}")
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        if not lock_seconds >= 0:
+            raise LibraryError(f"lock_seconds must be a number of seconds >= 0, got {lock_seconds}")
+        if cache_bytes < 1 << 20:
+            raise LibraryError(f"cache_bytes must be at least 1 MiB, got {cache_bytes}")
+        self.is_local = "://" not in text
+        self.path = os.path.abspath(os.path.expanduser(text)) if self.is_local else text.rstrip("/")
+        if as_of is not None and as_of.tzinfo is None:
+            as_of = as_of.replace(tzinfo=timezone.utc)
+        self.as_of = as_of
+        self.lock_seconds = lock_seconds
+        self.storage_options = storage_options
+        self._cache_bytes = cache_bytes
+        self._mutex = threading.RLock()
+        self._connection: Any = None
+        self._handles: dict[str, Any] = {}
+        self._snapshot: Snapshot | None = None
+        self._checked = False
+        self._empty = Snapshot(
+            place=self.path, version=0, videos={}, collections={}, tables={}, table_versions={}, table=None
+        )
+
+    # --- opening -----------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> Any:
+        """The LanceDB connection. Connecting makes the folder: ask `exists` first, or be about to write."""
+        with self._mutex:
+            if self._connection is None:
+                # Lance logs a line to stderr for much that is no trouble; set before it is first imported.
+                for name in ("RUST_LOG", "LANCE_LOG"):
+                    os.environ.setdefault(name, "error")
+                lancedb = require("lancedb", extra="library")
+                index_bytes = self._cache_bytes * 7 // 8
+                session = lancedb.Session(
+                    index_cache_size_bytes=index_bytes, metadata_cache_size_bytes=self._cache_bytes - index_bytes
+                )
+                with translated(self.path, "opened"):
+                    self._connection = lancedb.connect(self.path, storage_options=self.storage_options, session=session)
+            return self._connection
+
+    def close(self) -> None:
+        """Let go of tables and caches; the store opens them again when it is used again."""
+        with self._mutex:
+            self._connection, self._handles, self._snapshot, self._checked = None, {}, None, False
+
+    def exists(self) -> bool:
+        """Is there a library? Raises LibraryError for a folder that holds other things, and for a damaged library."""
+        if self.is_local:
+            folder = Path(self.path)
+            if not folder.exists():
+                return False
+            if not folder.is_dir():
+                raise LibraryError(f"{self.path} is a file; a library is a folder")
+            with translated(self.path, "opened"):
+                names = {entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")} - _BESIDE
+            if not names:
+                return False
+            foreign = sorted(name for name in names if not _is_ours(name))
+            if foreign and f"{schema.ABOUT}.lance" not in names:
+                raise LibraryError(
+                    f"{self.path} is no library: it holds other things ({foreign[0]}); name a new or an empty folder"
+                )
+        if self._open(schema.ABOUT) is not None:
+            return True
+        videos = self._open(schema.VIDEOS)
+        if videos is not None:
+            with translated(self.path, "read"):
+                begun = videos.count_rows() > 0
+            if begun:
+                raise LibraryError(
+                    f"{self.path} cannot be opened: its table about is missing or damaged; restore it from a copy"
+                )
+        return False  # its making was interrupted before anything was added
+
+    def _open(self, name: str) -> Any:
+        """A new handle of a table, which stays at the version it has now; None where there is no such table."""
+        with translated(f"{self.path}: table {name}", "opened"):
+            try:
+                return self.connection.open_table(name)
+            except ValueError as error:
+                if "was not found" in str(error):
+                    return None
+                raise
+
+    def table(self, name: str) -> Any:
+        """A new handle of a table that must be there, at its latest version until it is used to write."""
+        table = self._open(name)
+        if table is None:
+            raise LibraryError(
+                f"{self.path} cannot be read: its table {name} is missing or damaged; restore it from a copy, or "
+                "index the videos into a new library"
+            )
+        return table
+
+    def _latest(self, name: str) -> Any:
+        """A handle that is kept, at the latest version."""
+        table = self._handles.get(name)
+        if table is None:
+            table = self._handles[name] = self.table(name)
+        else:
+            with translated(f"{self.path}: table {name}", "read"):
+                table.checkout_latest()
+        return table
+
+    def check_version(self) -> None:
+        """Migrate a library of an older format. Raises LibraryError for one of a newer."""
+        if self._checked:
+            return
+        with translated(self.path, "read"):
+            rows = self.table(schema.ABOUT).search().to_arrow().to_pylist()
+        about = {row["key"]: row["value"] for row in rows}
+        version = about.get("version", "")
+        if about.get("format") != schema.FORMAT or not version.isdecimal():
+            raise LibraryError(f"{self.path} is no everyframe library: its table about says {about}")
+        if int(version) > schema.VERSION:
+            raise LibraryError(
+                f"{self.path} has format {version}, written by everyframe {about.get('everyframe', '?')}; "
+                f"this everyframe reads format {schema.VERSION}: upgrade it (pip install --upgrade everyframe)"
+            )
+        if int(version) < schema.VERSION:
+            self._migrate(int(version))
+        self._checked = True
+
+    def _migrate(self, version: int) -> None:
+        with self.lock():
+            for step in range(version, schema.VERSION):
+                if step not in MIGRATIONS:
+                    raise LibraryError(
+                        f"{self.path} has format {step}, which this everyframe can no longer migrate; "
+                        "export it with the version that wrote it and import it here"
+                    )
+                with translated(self.path, f"migrated from format {step}"):
+                    MIGRATIONS[step](self.connection)
+                    self.table(schema.ABOUT).update(where="key = 'version'", values={"value": str(step + 1)})
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The library as it is now; the same object as long as nothing changes."""
+        with self._mutex:
+            if self._snapshot is None:
+                if not self.exists():
+                    return self._empty
+                self.check_version()
+            elif self.as_of is not None:
+                return self._snapshot
+            self._snapshot = self._read() if self.as_of is None else self._read_past(self.as_of)
+            return self._snapshot
+
+    def frames(self, collection_id: str) -> Any:
+        """The frames table of the present snapshot, see `Snapshot.frames`."""
+        return self.snapshot().frames(collection_id)
+
+    def _read(self) -> Snapshot:
+        """Frames tables are opened between two looks at `videos`; what is ready in both is all there in them.
+
+        Its frames were added before the first look, and are deleted after the second at the earliest.
+        """
+        old = self._snapshot or self._empty
+        before = self._latest(schema.VIDEOS).version
+        if before == old.version and all(
+            self._latest(schema.FRAMES + name).version == version for name, version in old.table_versions.items()
+        ):
+            return old
+        collections = self._collections(self.table(schema.COLLECTIONS))
+        tables = {name: self._open(schema.FRAMES + name) for name in collections}
+        table = self.table(schema.VIDEOS)
+        if table.version == before:
+            videos = old.videos if before == old.version else self._records(table, collections)
+            return self._assemble(table, videos, collections, tables)
+        earlier = self.table(schema.VIDEOS)
+        with translated(self.path, "read"):
+            earlier.checkout(before)
+            ready = set(_ready(earlier, ["id"])["id"].to_pylist())
+        everything = self._records(table, collections)
+        videos = {name: record for name, record in everything.items() if name in ready}
+        # What came in between is in the next one.
+        return replace(self._assemble(table, videos, collections, tables), version=_OUTDATED)
+
+    def _read_past(self, moment: datetime) -> Snapshot:
+        """As it was then. The order of commits is the order of their times, so the rule of `_read` holds."""
+        videos = self._at(schema.VIDEOS, moment)
+        if videos is None:
+            first = self.history()[0][0]
+            raise LibraryError(f"{self.path} goes back to {first:%Y-%m-%d %H:%M:%S} UTC only, not to {moment}")
+        collections = self._collections(self.table(schema.COLLECTIONS))
+        records = self._records(videos, collections)
+        used = {record.collection for record in records.values()}
+        tables = {name: self._at(schema.FRAMES + name, moment) for name in sorted(used)}
+        if missing := [name for name, table in tables.items() if table is None]:
+            raise LibraryError(f"{self.path}: the frames of collection {missing[0]} at {moment} are no longer kept")
+        return self._assemble(videos, records, collections, tables)
+
+    def _at(self, name: str, moment: datetime) -> Any:
+        table = self.table(name)
+        with translated(self.path, "read"):
+            versions = [entry["version"] for entry in table.list_versions() if _utc(entry["timestamp"]) <= moment]
+            if not versions:
+                return None
+            table.checkout(max(versions))
+        return table
+
+    def _collections(self, table: Any) -> dict[str, Collection]:
+        with translated(self.path, "read"):
+            rows = table.search().to_arrow().to_pylist()
+        found = {}
+        for row in sorted(rows, key=lambda each: each["created"]):
+            settings = json.loads(row["settings"])
+            found[row["id"]] = Collection(
+                id=row["id"],
+                label=row["label"],
+                model=json.loads(row["model"]),
+                settings=settings,
+                dim=row["dim"],
+                of_clips="clip_seconds" in settings,
+                num_videos=0,
+                num_frames=0,
+            )
+        return found
+
+    def _records(self, table: Any, collections: dict[str, Collection]) -> dict[int, VideoRecord]:
+        shared = {name: {"model": each.model, "settings": each.settings} for name, each in collections.items()}
+        names = [name for name in table.schema.names if name not in _NOT_IN_SNAPSHOT]
+        with translated(self.path, "read"):
+            rows = _ready(table, [*names, "provenance"])
+        records = []
+        for values in zip(*(rows[name].to_pylist() for name in [*names, "provenance"]), strict=True):
+            row = dict(zip([*names, "own"], values, strict=True))
+            for name in ("mean", "smoothed_mean"):
+                row[name] = np.frombuffer(row[name], "<f4")
+            records.append(VideoRecord(**row, shared=shared[row["collection"]]))
+        records.sort(key=lambda record: (record.added, record.id))
+        return {record.id: record for record in records}
+
+    def _assemble(
+        self, table: Any, videos: dict[int, VideoRecord], collections: dict[str, Collection], tables: dict[str, Any]
+    ) -> Snapshot:
+        counts = dict.fromkeys(collections, (0, 0))
+        for record in videos.values():
+            number, frames = counts[record.collection]
+            counts[record.collection] = (number + 1, frames + record.num_frames)
+        filled = {
+            name: replace(each, num_videos=counts[name][0], num_frames=counts[name][1])
+            for name, each in collections.items()
+            if counts[name][0]
+        }
+        if lost := [name for name in filled if tables.get(name) is None]:
+            raise LibraryError(
+                f"{self.path} cannot be read: its table {schema.FRAMES}{lost[0]} is missing or damaged; "
+                "restore it from a copy, or index the videos into a new library"
+            )
+        used = {name: tables[name] for name in filled}
+        return Snapshot(
+            place=self.path,
+            version=table.version,
+            videos=videos,
+            collections=filled,
+            tables=used,
+            table_versions={name: each.version for name, each in used.items()},
+            table=table,
+        )
+
+    def size_on_disk(self) -> int | None:
+        """Bytes of all files of a local folder's tables, old versions included."""
+        if not self.is_local:
+            return None
+        total = 0
+        for entry in os.scandir(self.path):
+            if _is_ours(entry.name):
+                for folder, _, names in os.walk(entry.path):
+                    total += sum(_size(os.path.join(folder, name)) for name in names)
+        return total
+
+    def count_thumbnails(self) -> int:
+        """Of all videos, those that are being added or removed included."""
+        table = self._open(schema.THUMBNAILS) if self.as_of is None else self._at(schema.THUMBNAILS, self.as_of)
+        with translated(self.path, "read"):
+            return int(table.count_rows()) if table is not None else 0
+
+    def forget(self) -> None:
+        """Read anew: versions that are held may have gone."""
+        with self._mutex:
+            self._snapshot, self._handles = None, {}
+
+    def thumbnails(self, video: int, columns: list[str], where: str = "") -> list[dict[str, Any]]:
+        """Rows of a video's thumbnails, in time order."""
+        with self._mutex:
+            table = self._latest(schema.THUMBNAILS) if self.as_of is None else self._at(schema.THUMBNAILS, self.as_of)
+        if table is None:
+            return []
+        condition = f"video = {int(video)}" + (f" AND {where}" if where else "")
+        with translated(self.path, "read"):
+            rows = table.search().where(condition).select(sorted({"time", *columns})).to_arrow().to_pylist()
+        return sorted(rows, key=lambda row: row["time"])
+
+    def history(self) -> list[tuple[datetime, int]]:
+        """When `videos` changed, and the version it got; oldest first, as far as versions are kept."""
+        if not self.exists():
+            return []
+        with translated(self.path, "read"):
+            versions = self.table(schema.VIDEOS).list_versions()
+        return sorted((_utc(entry["timestamp"]), int(entry["version"])) for entry in versions)
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only writer of a local folder. An object store has no locks: there commits decide."""
+        if not self.is_local:
+            yield
+            return
+        with translated(self.path, "written"):
+            os.makedirs(self.path, exist_ok=True)
+        with locked(Path(self.path, "writer.lock"), self.lock_seconds, self.path):
+            yield
+
+    @contextmanager
+    def indexing(self, seconds: float | None = None) -> Iterator[None]:
+        """Be the only one that builds indexes or moves rows to other files, in a local folder.
+
+        seconds: how long to wait, `lock_seconds` by default. Taken after `lock` where both are.
+        """
+        if not self.is_local:
+            yield
+            return
+        wait = self.lock_seconds if seconds is None else seconds
+        with locked(Path(self.path, "index.lock"), wait, f"the index of {self.path}"):
+            yield
+
+    @contextmanager
+    def writing(self, *, create: bool = False) -> Iterator[Writer]:
+        """Be the writer: locked, made if wanted, what killed writers left cleared away.
+
+        Raises LibraryError for a view of the past, a folder that holds other things, a library that is not there
+        (without `create`), and while another process writes.
+        """
+        from everyframe.library.writing import Writer
+
+        if self.as_of is not None:
+            raise LibraryError(f"{self.path} is open as it was at {self.as_of}; open it without as_of to change it")
+        if self.exists():
+            self.check_version()
+        elif not create:
+            raise LibraryError(f"{self.path} holds no library yet; add some videos first")
+        with self.lock():
+            writer = Writer(self)
+            writer.begin()
+            yield writer
+
+
+def _is_ours(name: str) -> bool:
+    stem, dot, suffix = name.rpartition(".")
+    tables = (schema.ABOUT, schema.COLLECTIONS, schema.VIDEOS, schema.THUMBNAILS)
+    return bool(dot) and suffix == "lance" and (stem in tables or stem.startswith(schema.FRAMES))
+
+
+def _size(file: str) -> int:
+    """Bytes, 0 of a file that a writer has just removed."""
+    try:
+        return os.stat(file).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _ready(table: Any, columns: list[str], where: str = "") -> Any:
+    condition = f"state = '{schema.READY}'" + (f" AND {where}" if where else "")
+    return table.search().where(condition).select(columns).to_arrow()
+
+
+def _utc(naive: datetime) -> datetime:
+    """LanceDB gives times of versions in local time, without saying so."""
+    return naive.astimezone(timezone.utc)

@@ -1,0 +1,124 @@
+"""Which videos below some folders are new, changed or gone, found by looking again and again.
+
+Polling sees what other machines do on a network disk, which notifications of the operating system do not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from everyframe.video import NoVideosError, VideoError, find_videos
+
+Signature = tuple[int, int, int]  # files, bytes, time of the last change in ns
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one look found.
+
+    settled: new or changed videos that look as they did the last time, which are complete as far as can be seen.
+    pending: those that do not yet. gone: known videos that have been missing for two looks, once. problems: sentences
+    about what could not be looked at, once.
+    """
+
+    settled: list[Path]
+    pending: list[Path]
+    gone: list[Path]
+    problems: list[str]
+
+
+class Watch:
+    """Looks at the videos that `paths` name (files, folders, patterns, lists), all but those below `leave_out`.
+
+    A video is settled when its size and its time of change stay as they are from one look to the next: a file that is
+    still being copied grows. Tell `handled` what was worked on.
+    """
+
+    def __init__(self, paths: Iterable[str | Path], *, leave_out: Path | None = None) -> None:
+        self._paths = [Path(path) for path in paths]
+        self._leave_out = leave_out
+        self._seen: dict[Path, Signature] = {}  # as it was at the last look
+        self._handled: dict[Path, Signature] = {}
+        self._missing: dict[Path, int] = {}  # for so many looks
+        self._said: set[str] = set()
+
+    def first(self, quiet_seconds: float) -> list[Path]:
+        """The videos to begin with: those that nobody changed in the last `quiet_seconds`; others wait to settle."""
+        listed, _, _ = self._list(set())
+        self._seen = {path: mark for path in listed if (mark := signature(path)) is not None}
+        now = time.time()
+        return [path for path, mark in self._seen.items() if now - mark[2] / 1e9 >= quiet_seconds]
+
+    def look(self, known: Iterable[str | Path] = ()) -> Changes:
+        """What has changed since the last look. known: videos that should be there too, those of a library."""
+        expected = {Path(path) for path in known}
+        expected = {path for path in expected if any(path.is_relative_to(_absolute(root)) for root in self._paths)}
+        listed, unseen, problems = self._list(expected)
+        settled, pending, seen = [], [], {}
+        for path in listed:
+            mark = signature(path)
+            if mark is None:
+                continue
+            seen[path] = mark
+            if self._handled.get(path) != mark:
+                (settled if self._seen.get(path) == mark else pending).append(path)
+        missing = {path for path in expected if not path.exists()}
+        missing = {path for path in missing if not any(path.is_relative_to(place) for place in unseen)}
+        self._missing = {path: self._missing.get(path, 0) + 1 for path in missing}
+        # At the second look: a file that was moved has by then settled in its new place and is known to be the same.
+        gone = sorted(path for path, looks in self._missing.items() if looks == 2)
+        self._seen = seen
+        fresh = [problem for problem in problems if problem not in self._said]
+        self._said = set(problems)
+        return Changes(settled, pending, gone, fresh)
+
+    def handled(self, path: Path) -> None:
+        """The video was worked on as the last look saw it, whatever came of it; it counts again when it changes."""
+        if path in self._seen:
+            self._handled[path] = self._seen[path]
+
+    def _list(self, expected: set[Path]) -> tuple[list[Path], list[Path], list[str]]:
+        """Videos that are there; places that cannot be seen now, of whose videos nothing is known; problems."""
+        found: dict[Path, None] = {}
+        unseen: list[Path] = []
+        problems: list[str] = []
+        for path in self._paths:
+            failures: list[VideoError] = []
+            videos = find_videos([path], failures=failures)
+            place = _absolute(path)
+            broken = [str(error) for error in failures if not isinstance(error, NoVideosError)]
+            if not broken and not videos and any(each.is_relative_to(place) for each in expected) and _is_empty(place):
+                broken = [f"{path} is empty now; is its disk mounted? the library keeps what was below it"]
+            if broken:
+                unseen.append(place)
+                problems += broken
+            found |= dict.fromkeys(_absolute(video) for video in videos)
+        if self._leave_out is not None:
+            found = {path: None for path in found if not path.is_relative_to(self._leave_out)}
+        return list(found), unseen, problems
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _is_empty(place: Path) -> bool:
+    """An empty folder, as a disk that is not mounted leaves."""
+    return place.is_dir() and not any(place.iterdir())
+
+
+def signature(path: Path) -> Signature | None:
+    """What changes when a video is written to, or the images of a folder; None where it cannot be seen."""
+    try:
+        facts = path.stat()
+        if not path.is_dir():
+            return 1, facts.st_size, facts.st_mtime_ns
+        files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+    except OSError:
+        return None
+    newest = max((each.st_mtime_ns for each in files), default=0)
+    return len(files), sum(each.st_size for each in files), max(newest, facts.st_mtime_ns)
