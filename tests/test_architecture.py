@@ -46,7 +46,7 @@ LEVELS = {
 }
 OPTIONAL = {
     "accelerate", "datasets", "faiss", "fastapi", "h5py", "lancedb", "matplotlib", "pandas", "peft", "PIL", "pyarrow",
-    "pycocoevalcap", "ray", "scenedetect", "scipy", "sse_starlette", "starlette", "torchao", "torchvision", "uvicorn",
+    "pycocoevalcap", "ray", "scenedetect", "scipy", "starlette", "torchao", "torchvision", "uvicorn",
     "webdataset",
 }  # fmt: skip
 PUBLIC = [

@@ -46,6 +46,13 @@ def model() -> ef.Model:
 
 
 @pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> ef.Model:
+    """As many patches as the bundled model and a tenth of its work: for what does not depend on the weights."""
+    folder = tmp_path_factory.mktemp("light")
+    return ef.load(checkpoints.clip(folder, image_size=112, width=32, depth=2, heads=2, context=64), device="cpu")
+
+
+@pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two H.264 videos of a moving texture, the second twice as long and with a cut, and a broken one."""
     folder = tmp_path_factory.mktemp("clips")
@@ -133,36 +140,36 @@ def test_costs_are_those_of_the_encoders(model: ef.Model, audit: Audit) -> None:
         assert row.total_speed_up == pytest.approx(whole / (row.encode_ms_per_frame + row.reading_ms_per_frame))
 
 
-def test_reuse_is_measured_as_it_encodes(model: ef.Model, clips: Path, tmp_path: Path) -> None:
+def test_reuse_is_measured_as_it_encodes(light: ef.Model, clips: Path, tmp_path: Path) -> None:
     """Against whole encodes with the settings written out, and a cost counted by hand from the plan."""
     base = np.random.default_rng(1).integers(0, 255, (12, 60, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     places = [0] * 30 + list(range(30))  # still, then moving: copies, then P-frames
     write_video(tmp_path / "halt.mp4", (np.ascontiguousarray(base[:, x : x + 128]) for x in places), fps=10)
     paths = [clips / "clip1.mp4", tmp_path / "halt.mp4"]
-    audit = audit_videos(paths, model, interleaves=(2,), selects=("center",))
-    vision = model.vision
-    width, depth = 128, 4
+    audit = audit_videos(paths, light, interleaves=(2,), selects=("center",))
+    vision = light.vision
+    width, depth = 32, 2
     for setting, encoder in {
-        Setting("reuse", tolerance=3.0): ef.ReuseEncoder(model, plan="adaptive", tolerance=3.0),
-        Setting("reuse", 2): ef.ReuseEncoder(model, 2),
+        Setting("reuse", tolerance=3.0): ef.ReuseEncoder(light, plan="adaptive", tolerance=3.0),
+        Setting("reuse", 2): ef.ReuseEncoder(light, 2),
     }.items():
         macs = frames = 0.0
         pooled = []
         for video, path in zip(audit.videos, paths, strict=True):
-            dense, own = (ef.encode_video(path, e) for e in (ef.DenseEncoder(model), encoder))
+            dense, own = (ef.encode_video(path, e) for e in (ef.DenseEncoder(light), encoder))
             assert ("C" in own.roles) == (path.name == "halt.mp4" and setting.adaptive) and "P" in own.roles
             np.testing.assert_allclose(video.cosines[setting], cosines(dense, own), atol=2e-5)
             np.testing.assert_array_equal(video.reduced[setting], [role != "I" for role in own.roles])
             assert 0 < video.row(setting).p_frames < len(own.times)
             pooled.append(cosines(dense, own))
-            counts = encoder.planner().add(read_window(path, model, motion=False).pixels).counts.tolist()
+            counts = encoder.planner().add(read_window(path, light, motion=False).pixels).counts.tolist()
             for role, count in zip(own.roles, counts, strict=True):
                 if role == "C":
                     continue
                 share = 196 * 0.15 if role == "P" and not setting.adaptive else count
                 patches = 196 if role == "I" else share
-                blocks = depth * (patches + vision.num_prefix) * (4 + 2 * 4) * width**2
-                macs += patches * 3 * 8**2 * width + blocks + width * model.dim
+                blocks = depth * (patches + vision.num_prefix) * (4 + 2 * 2) * width**2
+                macs += patches * 3 * 8**2 * width + blocks + width * light.dim
             frames += len(own.times)
         row = next(row for row in audit.rows if row.setting == setting)
         assert row.gflops_per_frame == pytest.approx(macs / frames / 1e9)
@@ -170,14 +177,14 @@ def test_reuse_is_measured_as_it_encodes(model: ef.Model, clips: Path, tmp_path:
         assert row.encode_ms_per_frame > 0 and not row.reads_motion
 
 
-def test_reuse_windows_stand_alone(model: ef.Model, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reuse_windows_stand_alone(light: ef.Model, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of several windows begins with an I-frame and is planned without the others."""
     monkeypatch.setattr("everyframe.audit.windows._SECONDS", 3.0)
     options: dict[str, Any] = {"interleaves": (1,), "selects": ("center",), "tolerances": (3.0,)}
-    result = audit_videos(clips / "clip1.mp4", model, fps=10, sample_seconds=9.0, **options)
+    result = audit_videos(clips / "clip1.mp4", light, fps=10, sample_seconds=9.0, **options)
     (video,) = result.videos
     shown = Setting("reuse", tolerance=3.0)
-    encoder = ef.ReuseEncoder(model, plan="adaptive", tolerance=3.0)
+    encoder = ef.ReuseEncoder(light, plan="adaptive", tolerance=3.0)
     parts = spread(10.0, 9.0, 10)
     assert len(parts) == len(video.windows) == 3
     for (start, end), window in zip(parts, video.windows, strict=True):
@@ -187,7 +194,7 @@ def test_reuse_windows_stand_alone(model: ef.Model, clips: Path, monkeypatch: py
 
 
 def test_reading_is_charged_with_motion_only_where_it_is_needed(
-    model: ef.Model, clips: Path, monkeypatch: pytest.MonkeyPatch
+    light: ef.Model, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[bool] = []
 
@@ -199,21 +206,21 @@ def test_reading_is_charged_with_motion_only_where_it_is_needed(
 
     monkeypatch.setattr("everyframe.audit.run.read_window", slow)
     options: dict[str, Any] = {"interleaves": (2,), "sample_seconds": 2.0}
-    result = audit_videos([clips / "clip0.mp4", clips / "clip1.mp4"], model, selects=("motion", "residual"), **options)
+    result = audit_videos([clips / "clip0.mp4", clips / "clip1.mp4"], light, selects=("motion", "residual"), **options)
     for row in result.rows:
         assert row.reads_motion == (row.setting.select == "motion")
         assert (row.reading_ms_per_frame > 500 / 7) == row.reads_motion  # six or seven frames of each
     assert f"({result.rows[1].reading_ms_per_frame:.1f} with motion)" in result.summary()
     assert reads == [False, True, False, False, True]  # one for warming up, then in turns
     reads.clear()
-    result = audit_videos(clips / "clip0.mp4", model, selects=("center",), **options)
+    result = audit_videos(clips / "clip0.mp4", light, selects=("center",), **options)
     assert reads == [False, False] and result.videos[0].motion_source is None
     assert "with motion" not in result.summary()
 
 
 @pytest.mark.parametrize("changes", [{"drop": 0.0, "interleaves": (2,)}, {"interleaves": (0,)}])
-def test_nothing_is_lost_where_nothing_is_left_out(model: ef.Model, clips: Path, changes: dict[str, object]) -> None:
-    result = audit_videos(clips / "clip1.mp4", model, selects=("motion",), tolerances=(), **changes)  # type: ignore[arg-type]
+def test_nothing_is_lost_where_nothing_is_left_out(light: ef.Model, clips: Path, changes: dict[str, object]) -> None:
+    result = audit_videos(clips / "clip1.mp4", light, selects=("motion",), tolerances=(), **changes)  # type: ignore[arg-type]
     row = next(row for row in result.rows if row.setting.kind == "interleaved")
     assert row.fidelity_min == pytest.approx(1.0, abs=1e-5)
     assert (row.moments, row.moment_iou, row.moment_share) == (6, pytest.approx(1.0), 1.0)
@@ -221,12 +228,12 @@ def test_nothing_is_lost_where_nothing_is_left_out(model: ef.Model, clips: Path,
     assert "gives" in result.advice.sentence or "give" in result.advice.sentence
 
 
-def test_moments_equal_those_of_ground(model: ef.Model, clips: Path) -> None:
+def test_moments_equal_those_of_ground(light: ef.Model, clips: Path) -> None:
     query = "a large red striped circle"
-    result = audit_videos(clips / "clip1.mp4", model, queries=[query], interleaves=(2,), selects=("center",))
+    result = audit_videos(clips / "clip1.mp4", light, queries=[query], interleaves=(2,), selects=("center",))
     setting = Setting("interleaved", 2, "center")
-    vector = model.encode_text([query])[0]
-    encoders = (ef.DenseEncoder(model), ef.ResidualViT(model, select="center", residual=None))
+    vector = light.encode_text([query])[0]
+    encoders = (ef.DenseEncoder(light), ef.ResidualViT(light, select="center", residual=None))
     dense, own = (ef.ground(ef.encode_video(clips / "clip1.mp4", e), vector, top=1)[0] for e in encoders)
     (answer,) = result.videos[0].answers
     assert (answer.query, answer.dense.start, answer.dense.end) == (query, dense.start, pytest.approx(dense.end))
@@ -236,11 +243,11 @@ def test_moments_equal_those_of_ground(model: ef.Model, clips: Path) -> None:
     assert result.videos[0].row(setting).moment_iou == pytest.approx(overlap / union, abs=1e-3)
 
 
-def test_residual_token_adds_rows(model: ef.Model, clips: Path) -> None:
-    tokenizer = ef.ResidualTokenizer(model.dim, model.vision.config.width)
+def test_residual_token_adds_rows(light: ef.Model, clips: Path) -> None:
+    tokenizer = ef.ResidualTokenizer(light.dim, light.vision.config.width)
     result = audit_videos(
         clips / "clip0.mp4",
-        model,
+        light,
         residual=tokenizer,
         interleaves=(2,),
         selects=("motion",),
@@ -248,18 +255,18 @@ def test_residual_token_adds_rows(model: ef.Model, clips: Path) -> None:
         target=0.01,
     )
     with_token = Setting("interleaved", 2, "motion", token=True)
-    own = ef.encode_video(clips / "clip0.mp4", ef.ResidualViT(model, residual=tokenizer))
-    dense = ef.encode_video(clips / "clip0.mp4", ef.DenseEncoder(model))
+    own = ef.encode_video(clips / "clip0.mp4", ef.ResidualViT(light, residual=tokenizer))
+    dense = ef.encode_video(clips / "clip0.mp4", ef.DenseEncoder(light))
     np.testing.assert_allclose(result.videos[0].cosines[with_token], cosines(dense, own), atol=2e-5)
     assert not any("training-free" in note for note in result.notes)
     assert [row.setting.label for row in result.rows] == ["dense", "motion", "motion + token", "copy", "interpolate"]
 
 
 def test_the_tokenizer_is_resolved_once_and_named_as_given(
-    model: ef.Model, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    light: ef.Model, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "token.safetensors"
-    ef.ResidualTokenizer(model.dim, model.vision.config.width, facts={"drop": 0.5}).save(file)
+    ef.ResidualTokenizer(light.dim, light.vision.config.width, facts={"drop": 0.5}).save(file)
     loads: list[object] = []
     load = ef.ResidualTokenizer.load
     monkeypatch.setattr(ef.ResidualTokenizer, "load", lambda source, model: loads.append(source) or load(source, model))
@@ -272,21 +279,21 @@ def test_the_tokenizer_is_resolved_once_and_named_as_given(
     monkeypatch.setattr("everyframe.audit.run.advise", keep)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = audit_videos(clips / "clip0.mp4", model, residual=str(file), interleaves=(1, 2))
+        result = audit_videos(clips / "clip0.mp4", light, residual=str(file), interleaves=(1, 2))
     assert loads == [str(file)] == [inputs[0].residual]
     (warning,) = caught
     assert "token.safetensors was fitted for drop=0.5 and is used with drop=0.85" in str(warning.message)
     assert sum(row.setting.token for row in result.rows) == 6
 
 
-def test_grid_of_settings(model: ef.Model, clips: Path, audit: Audit) -> None:
+def test_grid_of_settings(light: ef.Model, clips: Path, audit: Audit) -> None:
     labels = [row.setting.title for row in audit.rows]
     assert labels[:4] == ["dense", "N=1 motion", "N=1 copy", "N=1 interpolate"]
     names = ("motion", "residual", "center", "uniform", "random", "reuse", "copy", "interpolate")
     assert labels[4:12] == [f"N=2 {name}" for name in names]
     assert labels[12:] == [f"adaptive reuse at tolerance {tolerance}" for tolerance in ("0.3", "1", "3")]
     assert [row.cells()[:2] for row in audit.rows[-2:]] == [["-", "reuse, tol 1"], ["-", "reuse, tol 3"]]
-    full = audit_videos(clips / "clip0.mp4", model, interleaves=(5, 1), selects=("motion", "center"), full_grid=True)
+    full = audit_videos(clips / "clip0.mp4", light, interleaves=(5, 1), selects=("motion", "center"), full_grid=True)
     kinds = [row.setting.title for row in full.rows if row.setting.kind == "interleaved"]
     assert kinds == ["N=1 motion", "N=1 center", "N=5 motion", "N=5 center"]
     assert [row.setting.interleave for row in full.rows if row.setting.kind == "reuse"] == [1, 5, 0, 0, 0]
@@ -337,10 +344,10 @@ def test_windows() -> None:
             assert sum(end - start for start, end in edges) == pytest.approx(min(60.0, duration), abs=0.01)
 
 
-def test_a_long_video_is_sampled(model: ef.Model, clips: Path) -> None:
-    result = audit_videos(clips / "clip1.mp4", model, interleaves=(2,), selects=("motion",), sample_seconds=4.0)
-    part = ef.encode_video(clips / "clip1.mp4", ef.ResidualViT(model, residual=None), start=3.0, end=7.0)
-    dense = ef.encode_video(clips / "clip1.mp4", ef.DenseEncoder(model), start=3.0, end=7.0)
+def test_a_long_video_is_sampled(light: ef.Model, clips: Path) -> None:
+    result = audit_videos(clips / "clip1.mp4", light, interleaves=(2,), selects=("motion",), sample_seconds=4.0)
+    part = ef.encode_video(clips / "clip1.mp4", ef.ResidualViT(light, residual=None), start=3.0, end=7.0)
+    dense = ef.encode_video(clips / "clip1.mp4", ef.DenseEncoder(light), start=3.0, end=7.0)
     np.testing.assert_allclose(result.videos[0].cosines[MOTION], cosines(dense, part), atol=2e-5)
     (window,) = result.videos[0].windows
     assert (window.start, window.end) == (pytest.approx(3.0), pytest.approx(part.frame_ends[-1]))
@@ -582,9 +589,9 @@ def test_everything_goes_into_json(audit: Audit) -> None:
 # --- what can go wrong -----------------------------------------------------------------------------------
 
 
-def test_a_single_frame(model: ef.Model, tmp_path: Path) -> None:
+def test_a_single_frame(light: ef.Model, tmp_path: Path) -> None:
     write_video(tmp_path / "one.mp4", [np.zeros((64, 64, 3), np.uint8)], fps=10)
-    result = audit_videos(tmp_path / "one.mp4", model)
+    result = audit_videos(tmp_path / "one.mp4", light)
     assert result.frames == 1 and not result.advice.reached
     assert {row.p_p5 for row in result.rows} == {None} and result.videos[0].answers == []
     assert "too short" in audit_page(result)
@@ -592,10 +599,10 @@ def test_a_single_frame(model: ef.Model, tmp_path: Path) -> None:
 
 
 def test_many_videos_keep_few_pictures(
-    model: ef.Model, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    light: ef.Model, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("everyframe.audit.run.WITH_PICTURES", 1)
-    result = audit_videos([clips / "clip0.mp4", clips / "clip1.mp4"], model, interleaves=(1, 2, 5), target=0.001)
+    result = audit_videos([clips / "clip0.mp4", clips / "clip1.mp4"], light, interleaves=(1, 2, 5), target=0.001)
     # Whichever is recommended, of two videos the worse one with it has pictures.
     settings = [row.setting for row in result.rows if row.setting.kind == "interleaved"]
     for setting in settings:
@@ -607,12 +614,12 @@ def test_many_videos_keep_few_pictures(
 
 
 def test_a_video_named_twice_is_looked_at_once(
-    model: ef.Model, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    light: ef.Model, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clips)
     listed = tmp_path / "list.txt"
     listed.write_text(f"{clips / 'clip0.mp4'}\n")
-    result = audit_videos(["clip0.mp4", clips / "clip0.mp4", listed], model, interleaves=(2,), selects=("motion",))
+    result = audit_videos(["clip0.mp4", clips / "clip0.mp4", listed], light, interleaves=(2,), selects=("motion",))
     assert [video.path for video in result.videos] == ["clip0.mp4"]
 
 

@@ -8,7 +8,6 @@ import csv
 import http.server
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
@@ -47,6 +46,7 @@ from everyframe.training.losses import LOSSES, distillation_loss
 from everyframe.training.ranks import Ranks
 from everyframe.training.store import ClipStore, clip_seed, encode_texts
 from everyframe.video import VideoError, write_image, write_video
+from processes import end_of_ranks, start_ranks
 
 NUM_VIDEOS, SECONDS = 9, 8.0  # two clips of 4 s each: 18, of which 4 are held out
 FAMILIES: dict[str, Callable[[Path], Path]] = {
@@ -302,14 +302,6 @@ def test_held_out_fidelity_improves_with_a_real_text_tower(place: Path, tmp_path
 
 
 # --- killed, resumed -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def forks() -> Any:
-    """Starts processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["everyframe.training", "transformers"])
-    return context
 
 
 def kill_when(process: Any, log: Path, lines: int, delay: float) -> None:
@@ -901,15 +893,14 @@ def test_two_processes_give_the_weights_of_one(model: Model, place: Path, tmp_pa
     assert not [line for line in said if "Traceback" in line or "destroy_process_group" in line], run.stderr
 
 
-def test_two_processes_give_the_gradient_of_one(model: Model, place: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_gradient_of_one(model: Model, place: Path, tmp_path: Path, forks: Any) -> None:
     """After the first step AdamW's running mean is 0.1 times the gradient, and the checkpoint holds it."""
     pytest.importorskip("accelerate")
     options = options_for(place, steps=1, batch=8, micro_batch=3)
+    shared = str(model.folder), place / "videos", tmp_path / "two", {**options, "micro_batch": 4}
+    processes = start_ranks(forks, 2, fit_in_a_process, *shared)
     fit(model, place / "videos", tmp_path / "one", **options)
-    command = ["-m", "everyframe.cli", "distill", "--videos", place / "videos", "--captions", place / "captions.csv"]
-    command += ["--model", model.folder, "--out", tmp_path / "two", "--loss", "text", "--steps", 1, "--batch", 8]
-    run = torchrun(*command, "--micro-batch", 4, "--device", "cpu", "--threads", 1)
-    assert run.returncode == 0, run.stderr
+    assert end_of_ranks(processes) == [0, 0]
     for one, two in zip(*(gradients(tmp_path / name) for name in ("one", "two")), strict=True):
         assert one.abs().max() > 0
         assert (one - two).abs().max() <= 1e-5 * one.abs().max()
@@ -944,33 +935,28 @@ distill(load(sys.argv[1], device="cpu"), open_clips(sys.argv[2]), sys.argv[3], l
     assert "TrainingError: the second process cannot read its clips" in run.stderr
 
 
-def test_the_message_of_every_process_names_the_bad_clip(model: Model, place: Path, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    script = tmp_path / "fails.py"
-    script.write_text(
-        """
-import os, sys
-from pathlib import Path
-from everyframe.backbone import load
-from everyframe.training import TrainingError, distill, open_clips
-from everyframe.training.store import ClipStore
+def fit_with_a_bad_clip(folder: str, videos: Path, out: Path) -> None:
+    """Of the second process the second clip is bad. Writes which that is, and what each process says."""
+    read, rank = ClipStore.batch, os.environ["RANK"]
 
-read, rank, out = ClipStore.batch, os.environ["RANK"], Path(sys.argv[3])
-def batch(self, places):
-    result = read(self, places)
-    if rank == "1":
-        result.teacher[1] = float("nan")
-        (out / "bad.txt").write_text(result.names[1])
-    return result
-ClipStore.batch = batch
-try:
-    distill(load(sys.argv[1], device="cpu"), open_clips(sys.argv[2]), out, loss="mse", batch=4, steps=3)
-except TrainingError as error:
-    (out / f"message{rank}.txt").write_text(str(error))
-"""
-    )
-    run = torchrun(script, model.folder, place / "videos", tmp_path)
-    assert run.returncode == 0, run.stderr
+    def batch(self: ClipStore, places: Any) -> Any:
+        result = read(self, places)
+        if rank == "1":
+            result.teacher[1] = float("nan")
+            (out / "bad.txt").write_text(result.names[1])
+        return result
+
+    ClipStore.batch = batch  # type: ignore[method-assign]
+    try:
+        distill(load(folder, device="cpu"), open_clips(videos), out, loss="mse", batch=4, steps=3)
+    except TrainingError as error:
+        (out / f"message{rank}.txt").write_text(str(error))
+
+
+def test_the_message_of_every_process_names_the_bad_clip(model: Model, place: Path, tmp_path: Path, forks: Any) -> None:
+    pytest.importorskip("accelerate")
+    processes = start_ranks(forks, 2, fit_with_a_bad_clip, str(model.folder), place / "videos", tmp_path)
+    assert end_of_ranks(processes) == [0, 0]
     bad, *messages = ((tmp_path / f"{name}.txt").read_text() for name in ("bad", "message0", "message1"))
     assert messages[0] == messages[1]
     assert f"the loss is nan at step 1, in the batch of {bad}; " in messages[0]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +38,7 @@ from everyframe.training.finetune_validation import Scores, Validation
 from everyframe.training.pairs import FrameStore, Pairs, Segment, hold_out, shuffled, token_ids, usable_pairs
 from everyframe.training.ranks import Ranks
 from everyframe.video import sample_frames, second_frames, write_video
+from processes import end_of_ranks, start_ranks
 
 SCHEDULE = {"r": 1, "clips": {1: 2, 2: 2}, "remove_cross": 30, "remove_intra": 10}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "white": (240, 240, 240)}
@@ -742,14 +741,6 @@ def fit_in_a_process(folder: str, pairs: list[Pair], out: Path, options: dict[st
     finetune(load(folder, device="cpu"), pairs, out, **options)
 
 
-@pytest.fixture(scope="module")
-def forks() -> Any:
-    """Starts processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["everyframe.training", "transformers", "peft", "accelerate"])
-    return context
-
-
 @pytest.mark.parametrize("more", [{}, {"together": True, "positions_rate": 0.1}], ids=["plain", "couples"])
 def test_a_killed_run_ends_with_the_same_bits(
     model: Model, pairs: list[Pair], tmp_path: Path, forks: Any, more: dict[str, Any]
@@ -801,13 +792,9 @@ def gradient_at_start(run: _Run, frames: torch.Tensor, ids: torch.Tensor) -> tup
     return loss, {name: parameter.grad.clone() for name, parameter in run.parameters.items()}  # type: ignore[union-attr]
 
 
-def fit_and_keep_the_gradient(folder: str, pairs: list[Pair], out: Path, rank: int, count: int, port: int) -> None:
-    """One process of several, as torchrun would start it."""
-    torch.set_num_threads(1)
-    if count > 1:
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        os.environ |= {name: str(value) for name, value in {**ranks, "MASTER_PORT": port}.items()}
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
+def fit_and_keep_the_gradient(folder: str, pairs: list[Pair], out: Path) -> None:
+    """One process, or one of several."""
+    rank = os.environ.get("RANK", "0")
 
     def keep(run: _Run, frames: torch.Tensor, ids: torch.Tensor) -> float:
         if run.step:
@@ -825,19 +812,11 @@ def fit_and_keep_the_gradient(folder: str, pairs: list[Pair], out: Path, rank: i
 def test_two_processes_give_the_gradient_of_one(model: Model, pairs: list[Pair], tmp_path: Path, forks: Any) -> None:
     """The first step's, parameter by parameter; then a whole run of 4 steps."""
     pytest.importorskip("accelerate")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    arguments = [(str(model.folder), pairs, tmp_path / "two", rank, 2, port) for rank in (0, 1)]
-    processes = [forks.Process(target=fit_and_keep_the_gradient, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    fit_and_keep_the_gradient(str(model.folder), pairs, tmp_path / "one", 0, 1, port)
-    for process in processes:
-        process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    processes = start_ranks(forks, 2, fit_and_keep_the_gradient, str(model.folder), pairs, tmp_path / "two")
+    fit_and_keep_the_gradient(str(model.folder), pairs, tmp_path / "one")
+    assert end_of_ranks(processes) == [0, 0]
     one = torch.load(tmp_path / "one" / "gradient0.pt")
     for rank in (0, 1):
         found = torch.load(tmp_path / "two" / f"gradient{rank}.pt")

@@ -101,7 +101,7 @@ class BatchProgress(Bar):
     def failed(self, outcome: Outcome | Indexed) -> None:
         """Say what was lost, above the bar."""
         if self._progress is not None:
-            say(f"{outcome.status}: {outcome.error}", style=_style(outcome), error=True)
+            say_outcome(outcome)
 
     def _show(self, source: str) -> None:
         if self._progress is None:
@@ -179,6 +179,15 @@ def show_outcomes(
         for outcome in outcomes:
             if outcome.error is not None and outcome.status != "skipped":
                 say(f"everyframe: {outcome.status}: {outcome.error}", style=_style(outcome), error=True)
+
+
+def say_outcome(outcome: Outcome | Indexed) -> None:
+    """One line on standard error: what went wrong with a video, or that it went well."""
+    if outcome.error is not None:
+        say(f"{outcome.status}: {outcome.error}", style=_style(outcome), error=True)
+        return
+    made = f" ({outcome.num_frames} features of {outcome.seconds:.1f} s)" if outcome.num_frames else ""
+    say(f"{outcome.status}: {outcome.source}{made}", error=True)
 
 
 def _style(outcome: Outcome | Indexed) -> str:

@@ -56,7 +56,7 @@ class Indexer:
     """Adds videos to a library, all read by one encoder.
 
     thumbnails: keep some with each video. retry_failed: try files again that could not be read in an earlier run; the
-    library's folder holds a journal of those. key: the collection that the videos belong to.
+    library's folder holds a journal of those. key: the collection that the videos come to belong to.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Indexer:
         thumbnails: bool = True,
         retry_failed: bool = False,
     ) -> None:
-        self._library, self._encoder, self._sampling = library, encoder, sampling
+        self._library, self.encoder, self.sampling = library, encoder, sampling
         self._thumbnails, self._retry_failed = thumbnails, retry_failed
         facts = provenance_of(encoder, sampling, _DTYPE)
         self.key: CollectionKey = collection_key(facts["model"], facts["settings"], encoder.dim)
@@ -76,21 +76,23 @@ class Indexer:
 
     @property
     def _journal_settings(self) -> dict[str, Any]:
-        own = {**self._sampling.settings, "keep_partial": self._sampling.keep_partial, "version": package_version()}
+        own = {**self.sampling.settings, "keep_partial": self.sampling.keep_partial, "version": package_version()}
         return {**own, "collection": self.key.id}
 
     @property
     def _image_fps(self) -> float:
         """Images per second of a folder of images, as it is encoded."""
-        sampling = self._sampling
+        sampling = self.sampling
         return sampling.fps if isinstance(sampling, Sampling) else sampling.frames / sampling.clip_seconds
 
     def sort(self, sources: Sequence[str | Path]) -> tuple[list[Indexed], list[str | Path]]:
         """What need not be encoded, and what became of it; and the rest. Moved files are noted in the library here."""
-        records = self._library.videos()
         by_print: dict[str | None, list[VideoRecord]] = {}
-        for record in records:
+        at_path: dict[str, str | None] = {}  # fingerprints, in the collection
+        for record in self._library.videos():
             by_print.setdefault(record.fingerprint, []).append(record)
+            if record.collection == self.key.id:
+                at_path[record.path] = record.fingerprint
         settled: list[Indexed] = []
         marks: dict[str | Path, str | None] = {}
         for source in sources:
@@ -108,7 +110,10 @@ class Indexer:
         todo: list[str | Path] = []
         taken: dict[str, str] = {}  # fingerprints of the rest, and their paths
         for source, mark in marks.items():
-            outcome = self._settled(source, mark, by_print.get(mark, []) if mark else [], moved, taken)
+            # Another video than the library has under this path: what that means for both, adding it decides.
+            other = at_path.get(source_name(source), mark) != mark
+            known = by_print.get(mark, []) if mark is not None and not other else []
+            outcome = self._settled(source, mark, known, moved, taken)
             if outcome is not None:
                 settled.append(outcome)
                 continue
@@ -142,7 +147,7 @@ class Indexer:
         """Was all of it encoded, or as much as could be had and is wanted?"""
         settings = record.provenance["settings"]
         part = any(settings.get(name) is not None for name in ("start", "end", "slice_seconds"))
-        return not part and (self._sampling.keep_partial or not settings.get("damage"))
+        return not part and (self.sampling.keep_partial or not settings.get("damage"))
 
     def encode(self, sources: Sequence[str | Path], progress: Progress | None = None) -> Iterator[Indexed]:
         """Encode and add each; one item per video, in order, when it is stored. A bad video never stops the rest.
@@ -151,7 +156,7 @@ class Indexer:
         what was reported before is in it.
         """
         marks = [None if is_address(source) else signature(Path(source)) for source in sources]
-        made = encode_each(sources, self._encoder, sampling=self._sampling, dtype=_DTYPE, progress=progress)
+        made = encode_each(sources, self.encoder, sampling=self.sampling, dtype=_DTYPE, progress=progress)
         for source, mark, result in zip(sources, marks, made, strict=True):
             yield self._added(source, mark, result)
 

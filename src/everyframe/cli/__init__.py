@@ -8,6 +8,8 @@ from everyframe.cli import evaluate_localization  # noqa: F401
 from everyframe.cli import evaluate_description, describe  # noqa: F401
 from everyframe.cli import finetune  # noqa: F401
 from everyframe.cli import export  # noqa: F401
+from everyframe.cli import index, archive  # noqa: F401
+from everyframe.cli import serve  # noqa: F401
 from everyframe.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ from everyframe.cli.encoder import (
     TwoSidedOption,
     choose_encoder,
 )
+from everyframe.cli.libraries import choose_collection
 from everyframe.cli.options import (
     DeviceOption,
     DropOption,
@@ -35,49 +37,208 @@ from everyframe.cli.options import (
     given,
     load_model,
     model_of,
+    model_recorded,
 )
+from everyframe.cli.times import parse_date, parse_seconds
+
+if TYPE_CHECKING:
+    from everyframe.backbone import Model
+    from everyframe.features import FeaturesError
+    from everyframe.tasks.retrieval import Hit
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def search(
-    folder: Annotated[Path, typer.Argument(help="Folder of feature files, or one feature file.")],
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    place: Annotated[str, typer.Argument(help="A library, a folder of feature files, or one feature file.")],
+    queries: Annotated[
+        list[str] | None,
+        typer.Argument(help='What to look for; several combine, and "-people" is what to stay away from.'),
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="What to stay away from, as a text.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option("--like", help="An image, or a frame: VIDEO@SECONDS, such as movie.mp4@1:30.")
+    ] = None,
     level: Annotated[
         str,
         typer.Option("--level", help="moment, clip (of --encoder tempme) or video: what a hit is."),
     ] = "moment",
     top: Annotated[int, typer.Option("--top", help="Hits to show.")] = 10,
+    per_video: Annotated[
+        int | None, typer.Option("--per-video", help="The most hits that one video may take. (default: 3)")
+    ] = None,
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", help="Of a library with several: one's label, or the beginning of its id."),
+    ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option("--path", help="Only videos in this folder, or whose name or path fits a pattern such as *2024*."),
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option("--after", help="Only videos changed on this date (2024-05-31, 2024-05) or later.")
+    ] = None,
+    before: Annotated[str | None, typer.Option("--before", help="Only videos changed before this date.")] = None,
+    min_duration: Annotated[
+        str | None, typer.Option("--min-duration", help="Only videos at least so long: 90, 90s, 5m, 1h30m.")
+    ] = None,
+    max_duration: Annotated[str | None, typer.Option("--max-duration", help="Only videos at most so long.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Of a library look at every frame.")] = False,
     model: ModelOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the best moments, clips or videos for a text, over all videos of a folder of features."""
-    from everyframe.features import FeaturesError, VideoFeatures
-    from everyframe.tasks.retrieval import LEVELS, load_folder
-    from everyframe.tasks.retrieval import search as search_features
+    """Find the best moments, clips or videos for texts and pictures, in a library or a folder of features."""
+    from everyframe.library import is_library
+    from everyframe.tasks.retrieval import LEVELS
 
-    check_query(query)
+    asked = Asked.of(queries or (), without or (), like or ())
     chosen = next((each for each in LEVELS if each == level), None)
     if chosen is None:
         raise ValueError(f"--level must be one of {', '.join(LEVELS)}, got {level!r}")
+    options: dict[str, Any] = {"level": chosen, "top": top, **given(per_video=per_video)}
+    conditions = given(
+        collection=collection,
+        path=path,
+        after=after,
+        before=before,
+        min_duration=min_duration,
+        max_duration=max_duration,
+        exact=exact or None,
+    )
+    failures: list[tuple[Path, FeaturesError]] = []
+    if is_library(place):
+        rows = _search_library(place, asked, conditions, options, model, device)
+        if not as_json:  # ids are long, and no row is wide
+            rows = [{name: row[name] for name in ("video", "start", "end", "score")} for row in rows]
+    else:
+        for name in conditions:
+            raise ValueError(
+                f"--{name.replace('_', '-')} has a meaning with a library alone, and {place} is none; everyframe index "
+                "makes one"
+            )
+        rows, failures = _search_features(Path(place), asked, options, model, device)
+    console.show_moments(rows, asked.title, as_json)
+    for _, error in failures:
+        console.say(f"everyframe: {error}", style="red", error=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search is for, before a model is loaded. likes: images and frames, as they were named."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    likes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, queries: Sequence[str], without: Sequence[str], likes: Sequence[str]) -> Asked:
+        """Raises ValueError where nothing is asked for, and a usage error for a misspelt option."""
+        from everyframe.library.query import parse_query
+
+        for query in (*queries, *without):
+            if query.startswith("--"):
+                raise typer.BadParameter(f"No such option: {query}")
+            check_query(query)
+        said = parse_query(*queries)
+        asked = cls(said.positive, (*said.negative, *without), tuple(likes))
+        if not asked.positive and not asked.likes:
+            what = "there is only what to stay away from" if asked.negative else "there is no query"
+            raise ValueError(f"{what}; say what to look for, as a text or with --like")
+        return asked
+
+    @property
+    def title(self) -> str:
+        wanted = [f'"{text}"' for text in self.positive] + [f"like {name}" for name in self.likes]
+        away = [f'"{text}"' for text in self.negative]
+        return ", ".join(wanted) + (f" without {', '.join(away)}" if away else "")
+
+    def vectors(self, model: Model, frame: Callable[[str, float], Any | None]) -> Any:
+        """One vector, or a `Query` of several. frame: the vector at a time of a video that is encoded, if it is one."""
+        from everyframe.library.query import Query
+
+        positive: list[Any] = [*model.encode_text(list(self.positive))] if self.positive else []
+        positive += [_vector_like(name, model, frame) for name in self.likes]
+        negative = [*model.encode_text(list(self.negative))] if self.negative else []
+        return positive[0] if len(positive) == 1 and not negative else Query(tuple(positive), tuple(negative))
+
+
+def _vector_like(name: str, model: Model, frame: Callable[[str, float], Any | None]) -> Any:
+    """[dim], of an image, or of the frame of a video at a time."""
+    from everyframe.encoders import DenseEncoder
+    from everyframe.pipeline import encode_video
+
+    video, at, seconds = name.rpartition("@")
+    encoder = DenseEncoder(model)
+    if not at or Path(name).exists():
+        return encode_video(name, encoder).embeddings[0]
+    time = parse_seconds(seconds, f"the time in --like {name}")
+    known = frame(video, time)
+    if known is not None:
+        return known
+    around = encode_video(video, encoder, start=max(time - 1.0, 0.0), end=time + 1.0)
+    return around.embeddings[int(abs(around.times - time).argmin())]
+
+
+def _search_library(
+    place: str, asked: Asked, conditions: dict[str, Any], options: dict[str, Any], model: str | None, device: str | None
+) -> list[dict[str, Any]]:
+    from everyframe.library import Library, LibraryError
+    from everyframe.library.filters import Filter
+
+    limits: dict[str, Any] = {
+        name: parse_date(conditions[name], f"--{name}") for name in ("after", "before") if name in conditions
+    }
+    for end in ("min", "max"):
+        if f"{end}_duration" in conditions:
+            limits[f"{end}_seconds"] = parse_seconds(conditions[f"{end}_duration"], f"--{end}-duration")
+    where = Filter(paths=tuple(conditions.get("path", ())), **limits)
+    with Library(place) as library:
+        held = library.collections()
+        if not held:
+            raise LibraryError(f"{place} holds no videos yet; everyframe index adds some")
+        collection = choose_collection(held, conditions.get("collection"))
+
+        def frame(video: str, seconds: float) -> Any | None:
+            try:
+                return library.frame(video, seconds, collection.id)
+            except LibraryError:
+                if not Path(video).exists():
+                    raise
+                return None
+
+        query = asked.vectors(model_recorded(collection.model, model, device), frame)
+        hits = library.search(query, collection=collection.id, where=where, exact="exact" in conditions, **options)
+    return [{**_row(hit), "peak": round(hit.peak, 3), "id": str(hit.id)} for hit in hits]
+
+
+def _search_features(
+    folder: Path, asked: Asked, options: dict[str, Any], model: str | None, device: str | None
+) -> tuple[list[dict[str, Any]], list[tuple[Path, FeaturesError]]]:
+    from everyframe.features import FeaturesError, VideoFeatures
+    from everyframe.library.query import direction
+    from everyframe.tasks.retrieval import load_folder
+    from everyframe.tasks.retrieval import search as search_features
+
     failures: list[tuple[Path, FeaturesError]] = []
     videos = iter([VideoFeatures.load(folder)]) if folder.is_file() else load_folder(folder, failures=failures)
     first = next(videos, None)
     if first is None:
         raise FeaturesError(f"none of the feature files in {folder} can be read: {failures[0][1]}")
-    vector = model_of(first, model, device).encode_text([query])[0]
+    text_model = model_of(first, model, device)
+    query = direction(asked.vectors(text_model, lambda video, seconds: None), first.dim, text_model.name)
 
     def all_videos() -> Iterator[VideoFeatures]:
         yield first
         yield from videos
 
-    hits = search_features(all_videos(), vector, level=chosen, top=top)
-    rows = [{"video": hit.video, "start": hit.start, "end": hit.end, "score": round(hit.score, 4)} for hit in hits]
-    console.show_moments(rows, f'"{query}"', as_json)
-    for _, error in failures:
-        console.say(f"everyframe: {error}", style="red", error=True)
-    if failures:
-        raise typer.Exit(1)
+    hits = search_features(all_videos(), query.unit, **options)
+    return [_row(replace(hit, score=hit.score * query.length)) for hit in hits], failures
+
+
+def _row(hit: Hit) -> dict[str, Any]:
+    return {"video": hit.video, "start": hit.start, "end": hit.end, "score": round(hit.score, 4)}
 
 
 @app.command()

@@ -25,6 +25,8 @@ _KINDS = (
         r"retries:|connect error|dns error|timed? ?out|error sending request",
         "the object store does not answer; check the address, the region and the network",
     ),
+    (r"resolve region", "there is no such bucket, or no network; check the address"),
+    (r"no object store provider", "no such kind of address; use a folder, s3://bucket/path or gs://bucket/path"),
     (r"commit conflict|too many concurrent writers|retryable", "other writers kept changing it; try again"),
 )
 
@@ -63,7 +65,11 @@ def sentence(place: str, action: str, error: BaseException) -> str:
         if re.search(pattern, text, re.IGNORECASE):
             return f"{place} cannot be {action}: {reason}"
     first = re.split(r"[\r\n]|, /[^ ]*\.rs:|, loc: | at /", text.strip())[0].rstrip(" .")
+    if "://" in place:
+        return f"{place} cannot be {action}: {first[:300]}"
+    if missing := re.search(r"not found: \S*?([^\s/]+\.\w+)", text, re.IGNORECASE):
+        first = f"{missing[1]} is missing; where an old version was being read, vacuum has removed it"
     return (
-        f"{place} cannot be {action}: its files are damaged or incomplete ({first[:200] or type(error).__name__}); "
+        f"{place} cannot be {action}: its files are damaged or incomplete ({first[:300] or type(error).__name__}); "
         "restore them from a copy, or index the videos into a new library"
     )

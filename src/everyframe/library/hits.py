@@ -31,8 +31,9 @@ class ArchiveHit(Hit):
 class Question:
     """One search in one collection.
 
-    table: its frames. videos: those that may be found, which have frames, in the order of the library. left_out: ids of
-    the collection's other videos. of_rows: single rows are looked for (clips), not moments. Raises ValueError for `top` below 1.
+    table: its frames. videos: those that may be found, which have frames, in the order of the library. left_out: ids
+    of the collection's other videos. of_rows: single rows are looked for (clips), not moments.
+    Raises ValueError for `top` below 1.
     """
 
     table: Any

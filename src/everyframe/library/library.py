@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,9 @@ from everyframe.features import VideoFeatures
 from everyframe.library import schema
 from everyframe.library.errors import LibraryError, translated
 from everyframe.library.filters import Filter, allowed
+from everyframe.library.index import IndexState, Refresher, index_state
 from everyframe.library.records import Added, Collection, LibraryStats, Thumbnail, VideoRecord
+from everyframe.library.search import ArchiveHit, Searcher
 from everyframe.library.store import Snapshot, Store
 from everyframe.library.transfer import Imported, check_format, export_files, import_files
 from everyframe.library.writing import Batches
@@ -25,9 +26,6 @@ from everyframe.tasks.retrieval import Level
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from everyframe.library.index import IndexState, Refresher
-    from everyframe.library.search import ArchiveHit, Searcher
 
 
 class Library:
@@ -57,18 +55,8 @@ class Library:
             cache_bytes=cache_bytes,
             lock_seconds=lock_seconds,
         )
-
-    @cached_property
-    def _searcher(self) -> Searcher:
-        from everyframe.library.search import Searcher
-
-        return Searcher(self._store)
-
-    @cached_property
-    def _refresher(self) -> Refresher:
-        from everyframe.library.index import Refresher
-
-        return Refresher(self._store)
+        self._searcher = Searcher(self._store)
+        self._refresher = Refresher(self._store)
 
     def __repr__(self) -> str:
         return f"Library({self.path!r})"
@@ -85,11 +73,9 @@ class Library:
     def close(self) -> None:
         """Wait for a background `refresh`, let go of open files and caches. Raises what the refresh raised."""
         try:
-            if "_refresher" in self.__dict__:
-                self._refresher.close()
+            self._refresher.close()
         finally:
-            if "_searcher" in self.__dict__:
-                self._searcher.close()
+            self._searcher.close()
             self._store.close()
 
     def __enter__(self) -> Self:
@@ -199,9 +185,7 @@ class Library:
         if not found:
             raise LibraryError(f"{self.path} holds no video {wanted}")
         if len(paths := sorted({record.path for record in found})) > 1:
-            raise LibraryError(
-                f"{len(paths)} videos are named {wanted}; give one's path, such as {paths[0]}, or its id"
-            )
+            raise LibraryError(f"{len(paths)} videos are named {wanted}; give the path of one, such as {paths[0]}")
         return found
 
     def features(self, video: int | str, collection: str | None = None) -> VideoFeatures:
@@ -326,9 +310,7 @@ class Library:
 
     def index_state(self, collection: str | None = None) -> IndexState:
         """How far the index of a collection covers its frames."""
-        from everyframe.library.index import index_state
-
-        return index_state(self._store, self.collection(collection))
+        return index_state(self._store, self.collection(collection), building=self._refresher.building)
 
     def refresh(self, *, wait: bool = True) -> None:
         """Bring files and indexes up to date where that is due; after many additions, before many searches.

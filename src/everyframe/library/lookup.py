@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everyframe.library.hits import ArchiveHit, Best, Question
-from everyframe.library.reading import condition, nearest
+from everyframe.library.moments import SMOOTH_SECONDS, Part, Peaked, part_of_curve, whole_curve
+from everyframe.library.reading import (
+    DISTANCE_EPSILON,
+    Near,
+    Rows,
+    condition,
+    curves,
+    nearest,
+    rows_at,
+    runs_of_videos,
+    times_of,
+)
 from everyframe.library.records import VideoRecord
 
 MOST_LISTED = 10_000
 """Videos in one SQL condition; 10,000 cost as much as three searches."""
 
-# How many of the nearest frames are asked for; more while an answer may be missing.
-_ROUNDS = (256, 1024, 4096)
+# How many of the nearest frames are asked for, at least and for each answer; four times as many, and again, while an
+# answer may be missing.
+_FEWEST, _EACH, _ROUNDS = 256, 16, (1, 4, 16)
 # A video that holds more than this share of them is read as a whole, and the others are asked for without it.
 _CROWDED = 1 / 8
 # So many places are read at once, and whole videos where it has to be those.
@@ -42,7 +56,8 @@ def lookup(question: Question) -> list[ArchiveHit]:
     known = {video.id: video for video in question.videos}
     ids = np.fromiter(known, np.int64, len(known))
     aside: set[int] = set()  # not asked for any more: known as a whole, or none of the library's
-    for count in _ROUNDS:
+    for times in _ROUNDS:
+        count = times * max(_FEWEST, _EACH * question.top)
         near = nearest(question.table, question.direction, count, where=_condition(question, known, aside))
         ours = near.only(np.isin(near.video, ids))
         if question.of_rows:

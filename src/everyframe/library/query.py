@@ -112,7 +112,8 @@ def _unit(query: Any, dim: int, model: str) -> NDArray[np.float32]:
     vector = as_array(query).astype(np.float32)
     if vector.ndim != 1:
         raise ValueError(
-            f"query must be one vector [{dim}], got shape {list(vector.shape)}; pass one row of what encode_text returned"
+            f"query must be one vector [{dim}], got shape {list(vector.shape)}; "
+            "pass one row of what encode_text returned"
         )
     if len(vector) != dim:
         raise ValueError(
@@ -122,4 +123,4 @@ def _unit(query: Any, dim: int, model: str) -> NDArray[np.float32]:
     length = np.linalg.norm(vector)
     if not np.isfinite(length) or not length:
         raise ValueError("query must be a finite vector that is not all zeros")
-    return vector / length
+    return (vector / length).astype(np.float32)

@@ -63,7 +63,8 @@ def nearest(table: Any, direction: Direction, count: int, *, where: str | None =
         .select(["video", "time", "_distance"])  # not without _distance: Lance logs a line for every query
         .with_row_id(True)
         .limit(count)
-        .minimum_nprobes(_PARTS)
+        .nprobes(_PARTS)
+        .maximum_nprobes(0)  # more parts where a condition leaves too few rows in these
         .refine_factor(max(_RANKED_AGAIN_EACH, -(-_RANKED_AGAIN // count)))
     )
     if where is not None:
@@ -128,6 +129,8 @@ def curves(
 
     all_of_table: read all rows and leave out those of others, which is faster for most of a table.
     """
+    if not videos:
+        return
     missing = {video.id: video for video in videos}
     parts: dict[int, list[tuple[NDArray[np.float64], NDArray[np.float32]]]] = {}
     where = None if all_of_table else condition(missing)
@@ -149,7 +152,7 @@ def curves(
 
 @dataclass(frozen=True, kw_only=True)
 class InMemory:
-    """All of a table: unit rows float32 [n, dim], times float64 [n] in seconds, and where the rows of each video are."""
+    """All of a table: unit rows float32 [n, dim], times float64 [n] in seconds, and where each video's rows are."""
 
     rows: NDArray[np.float32]
     times: NDArray[np.float64]

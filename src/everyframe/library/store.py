@@ -120,8 +120,7 @@ class Store:
         with self._mutex:
             if self._connection is None:
                 # Lance logs a line to stderr for much that is no trouble; set before it is first imported.
-                for name in ("RUST_LOG", "LANCE_LOG"):
-                    os.environ.setdefault(name, "error")
+                os.environ.setdefault("LANCEDB_LOG", "error")
                 lancedb = require("lancedb", extra="library")
                 index_bytes = self._cache_bytes * 7 // 8
                 session = lancedb.Session(

@@ -12,14 +12,11 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
+from everyframe.serve.errors import DiskFull
 from everyframe.serve.sniff import Container
 
 _RESERVE = 200 * 10**6
 _NAME_BYTES = 120
-
-
-class DiskFull(OSError):
-    """No room for what is to be kept."""
 
 
 class Workplace:
@@ -81,7 +78,7 @@ class Workplace:
         """Raises DiskFull where a file of that many bytes would leave no room for the library."""
         place = next(each for each in (self.uploads, *self.uploads.parents) if each.exists())
         if shutil.disk_usage(place).free < size + _RESERVE:
-            raise DiskFull(errno.ENOSPC, "there is no room on the server's disk for this video")
+            raise DiskFull("there is no room on the server's disk for this video")
 
     def close(self) -> None:
         """Remove what is on its way."""

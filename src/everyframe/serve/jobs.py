@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from everyframe.serve.children import Child, ChildError
 from everyframe.serve.encoding import Reading
+from everyframe.serve.errors import Conflict, TooMany
 from everyframe.serve.settings import Limits
 
 LOG = logging.getLogger("everyframe.serve")
@@ -24,14 +25,6 @@ _KEPT = 200
 _WAKE_SECONDS = 1.0
 _THROTTLE_SECONDS = 0.1
 _LONGER_FOR_PICTURES = 5  # thumbnails of a long video come without word of progress
-
-
-class QueueFull(Exception):
-    """As many videos wait as may."""
-
-
-class Busy(Exception):
-    """The job is past the point at which it can be cancelled."""
 
 
 @dataclass(kw_only=True)
@@ -109,12 +102,12 @@ class Jobs:
         self.stopping = False
 
     def check_room(self) -> None:
-        """Raises QueueFull: ask before two gigabytes are uploaded."""
+        """Raises TooMany: ask before two gigabytes are uploaded."""
         if sum(not job.final for job in self._jobs.values()) >= self._most:
-            raise QueueFull(f"{self._most} videos are being added already; try again when some are done")
+            raise TooMany(f"{self._most} videos are being added already; try again when some are done")
 
     def submit(self, work: Work) -> Job:
-        """Raises QueueFull."""
+        """Raises TooMany."""
         self.check_room()
         job = Job(id=secrets.token_hex(8), name=work.name)
         self._remember(job)
@@ -135,12 +128,12 @@ class Jobs:
         return self._jobs.get(id)
 
     async def cancel(self, job: Job) -> None:
-        """End it; a finished one is forgotten. Raises Busy while the library is being written to."""
+        """End it; a finished one is forgotten. Raises Conflict while the library is being written to."""
         if job.final:
             self._jobs.pop(job.id, None)
             return
         if job.state == "adding":
-            raise Busy(f"{job.name} is just being added to the library; remove it from there when it is")
+            raise Conflict(f"{job.name} is just being added to the library; remove it from there when it is")
         await _cancelled(job)
 
     async def watch(self, job: Job) -> AsyncIterator[Job | None]:

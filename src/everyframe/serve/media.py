@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from everyframe.serve.errors import NotFound
 from everyframe.serve.ranges import Span, Unsatisfiable, etag_matches, http_date, parse_range, still_current
 
 _CHUNK = 1 << 18
@@ -24,10 +25,6 @@ _ENDS = 1 << 18  # as everyframe.video.identity hashes them
 _REMEMBERED = 4096
 _TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "avi": "video/x-msvideo", "mpegts": "video/mp2t"}
 _PLAYED = ("h264", "vp8", "vp9", "av1")
-
-
-class NotServed(Exception):
-    """The file is not there, or not the one that was indexed."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +49,24 @@ class KnownFiles:
         self._lock = threading.Lock()
 
     def open(self, path: str, size: int | None, fingerprint: str | None) -> Opened:
-        """Raises NotServed with a sentence."""
+        """Raises NotFound with a sentence."""
         if size is None or fingerprint is None or "://" in path:
-            raise NotServed("this video is not a file of this machine, and cannot be played from here")
+            raise NotFound("this video is not a file of this machine, and cannot be played from here")
         gone = "the video's file was moved or changed; everyframe index FOLDER finds it again"
         try:
             # Not through a link, and without waiting for the other end of a pipe.
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno == errno.ELOOP:
-                raise NotServed("the video's file is a symbolic link; links are not followed") from error
-            raise NotServed(gone) from error
+                raise NotFound("the video's file is a symbolic link; links are not followed") from error
+            raise NotFound(gone) from error
         try:
             facts = os.fstat(handle)
             if not stat.S_ISREG(facts.st_mode) or facts.st_size != size:
-                raise NotServed(gone)
+                raise NotFound(gone)
             key = (path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
             if self._fingerprint(key, handle, size) != fingerprint:
-                raise NotServed(gone)
+                raise NotFound(gone)
         except BaseException:
             os.close(handle)
             raise

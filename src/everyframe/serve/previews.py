@@ -11,21 +11,15 @@ from collections import OrderedDict
 from pathlib import Path
 
 from everyframe.serve.children import Child, ChildError
+from everyframe.serve.errors import Conflict, TooMany
 from everyframe.serve.files import Workplace
+from everyframe.serve.media import Opened
 from everyframe.serve.settings import Limits
 
 _SUFFIX = ".mp4"
 _FORGET_SECONDS = 600.0
 _WAITING = 8
 _REMEMBERED = 1000
-
-
-class PreviewError(Exception):
-    """The video cannot be converted; the message says why."""
-
-
-class TooMany(Exception):
-    """Enough videos wait to be converted."""
 
 
 class Previews:
@@ -42,20 +36,22 @@ class Previews:
         self._progress: dict[str, float] = {}
         self._failed: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
-    def ready(self, fingerprint: str) -> Path | None:
+    def open(self, fingerprint: str) -> Opened | None:
         """The preview, if there is one."""
-        file = self._file(fingerprint)
-        if not file.is_file():
+        try:
+            handle = os.open(self._file(fingerprint), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
             return None
+        facts = os.fstat(handle)
         with contextlib.suppress(OSError):
-            os.utime(file)  # what was watched last is kept longest
-        return file
+            os.utime(handle)  # what was watched last is kept longest
+        return Opened(handle, facts.st_size, 0.0, f'"{fingerprint}-{facts.st_size}-{facts.st_ino}"')
 
     def make(self, fingerprint: str, source: str, demuxer: str) -> float:
-        """See that it is being made; how far that is, 0 to 1. Raises PreviewError, TooMany."""
+        """See that it is being made; how far that is, 0 to 1. Raises Conflict, TooMany."""
         failed = self._failed.get(fingerprint)
         if failed is not None and time.monotonic() - failed[0] < _FORGET_SECONDS:
-            raise PreviewError(failed[1])
+            raise Conflict(failed[1])
         if fingerprint not in self._making:
             if len(self._making) >= _WAITING:
                 raise TooMany("many videos are being converted already; try again later")

@@ -9,14 +9,13 @@ from typing import Annotated, Literal
 
 from fastapi import Query as Parameter
 
-from everyframe.library import Filter, parse_query
+from everyframe.library import LibraryError
+from everyframe.library.filters import Filter
+from everyframe.library.query import parse_query
+from everyframe.serve.errors import BadRequest
 
 _MOST_LETTERS, _MOST_WORDS, _MOST_TEXTS = 2000, 200, 8
 _GLOB = re.compile(r"[*?\[]")
-
-
-class BadRequest(ValueError):
-    """What was asked for makes no sense; 422 with the sentence."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,12 @@ Like = Annotated[
     str | None,
     Parameter(description="VIDEO@SECONDS: like that frame.", pattern=r"^[0-9]{1,19}@[0-9]{1,9}(\.[0-9]{1,9})?$"),
 ]
-Image = Annotated[
-    str | None, Parameter(description="Id that a search by image answered.", pattern=r"^[0-9a-f]{24}$")
-]
+Image = Annotated[str | None, Parameter(description="Id that a search by image answered.", pattern=r"^[0-9a-f]{24}$")]
 InCollection = Annotated[str | None, Parameter(description="Id, beginning of an id, or label.", max_length=300)]
 Level = Literal["moment", "clip", "video"]
 
 
-def wanted(q: Texts = None, like: Like = None, image: Image = None, collection: InCollection = None) -> Wanted:
+async def wanted(q: Texts = None, like: Like = None, image: Image = None, collection: InCollection = None) -> Wanted:
     """Raises BadRequest for a query that is too long, or that has only what is to be left out."""
     texts = [" ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text).split()) for text in q or []]
     texts = [text for text in texts if text]
@@ -89,7 +86,7 @@ Day = Annotated[str | None, Parameter(description="2025-03-31, or with a time; U
 Length = Annotated[float | None, Parameter(description="Seconds of the video.", ge=0, le=1e9)]
 
 
-def conditions(
+async def conditions(
     path: Annotated[
         list[str] | None,
         Parameter(description="Part of the name or path, a pattern with * and ?, or a folder.", max_length=20),
@@ -99,17 +96,15 @@ def conditions(
     min_seconds: Length = None,
     max_seconds: Length = None,
 ) -> Filter | None:
-    """Raises BadRequest for a date that is none; LibraryError where nothing could meet the conditions."""
+    """Raises BadRequest for a date that is none, and where nothing could meet the conditions."""
     patterns = tuple(each for text in path or [] for each in _patterns(text.strip()))
     if not patterns and after is before is min_seconds is max_seconds is None:
         return None
-    return Filter(
-        paths=patterns,
-        after=_date(after, last=False),
-        before=_date(before, last=True),
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-    )
+    first, last = _date(after, last=False), _date(before, last=True)
+    try:
+        return Filter(paths=patterns, after=first, before=last, min_seconds=min_seconds, max_seconds=max_seconds)
+    except LibraryError as error:
+        raise BadRequest(str(error)) from error
 
 
 def _patterns(text: str) -> tuple[str, ...]:

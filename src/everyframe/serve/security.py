@@ -85,6 +85,11 @@ def size_text(size: int) -> str:
     return f"{size} bytes"
 
 
+def unforeseen(request: str) -> str:
+    """What a client is told of an error that nobody foresaw; the rest is in the log."""
+    return f"something went wrong here; the server's log has it under {request}"
+
+
 class Guard:
     """ASGI middleware around the whole application."""
 
@@ -124,8 +129,9 @@ class Guard:
             await exchange.answer(413, str(error), (b"connection", b"close"))
         except Exception:
             LOG.exception("request %s: %s %s", exchange.id, scope["method"], scope["path"])
-            sentence = f"something went wrong here; the server's log has it under {exchange.id}"
-            await exchange.answer(500, sentence, (b"connection", b"close"))
+            if exchange.started:
+                raise  # the connection is closed in the middle of the answer, which is all that can be said
+            await exchange.answer(500, unforeseen(exchange.id), (b"connection", b"close"))
 
     def _refusal(self, exchange: _Exchange) -> tuple[Any, ...] | None:
         """Status, sentence and headers for a request that is not let in."""
@@ -186,7 +192,7 @@ class _Exchange:
         self.scope = scope
         self.id = secrets.token_hex(6)
         self._send = send
-        self._started = False
+        self.started = False
         scope["everyframe.request_id"] = self.id
 
     def header(self, name: bytes) -> str | None:
@@ -204,16 +210,14 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """Pass a message on, with the headers that every answer has."""
         if message["type"] == "http.response.start":
-            self._started = True
+            self.started = True
             present = {key for key, _ in message["headers"]}
             added = [(key, value) for key, value in _HEADERS if key not in present]
             message["headers"] = [*message["headers"], *added, (b"x-request-id", self.id.encode())]
         await self._send(message)
 
     async def answer(self, status: int, sentence: str | None, *headers: tuple[bytes, bytes]) -> None:
-        """A sentence as JSON; nothing where an answer has begun already, which then breaks off."""
-        if self._started:
-            raise ConnectionError("the answer had begun")
+        """A sentence as JSON."""
         body = b"" if sentence is None else json.dumps({"detail": sentence}).encode()
         kind = [] if sentence is None else [(b"content-type", b"application/json")]
         every = [*kind, (b"content-length", str(len(body)).encode()), *headers]

@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from everyframe.features import VideoFeatures
-from everyframe.library import Collection, IndexState, Library, LibraryError, Thumbnail, VideoRecord
+from everyframe.library import Collection, Library, LibraryError, Thumbnail, VideoRecord
 from everyframe.serve.children import PictureReader
 from everyframe.serve.encoding import Reading
+from everyframe.serve.errors import NoModel, Overloaded
 from everyframe.serve.files import Workplace
 from everyframe.serve.jobs import Jobs, Work
 from everyframe.serve.media import KnownFiles
 from everyframe.serve.previews import Previews
 from everyframe.serve.settings import Limits, Settings, memory_for_jobs
-from everyframe.serve.vectors import NoModel, Vectors
+from everyframe.serve.vectors import Vectors
 from everyframe.serve.worker import FEATURES, load_thumbnails
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from everyframe.library.index import IndexState
 
 T = TypeVar("T")
 LOG = logging.getLogger("everyframe.serve")
@@ -40,12 +41,8 @@ _KEPT_TIMES = 20_000
 _INDEX_SECONDS = 2.0
 
 
-class Overloaded(Exception):
-    """More requests wait than can be answered soon."""
-
-
 class Service:
-    """Made when the server starts, closed when it ends. `start` and `close` run in the event loop."""
+    """Made when the server starts, closed when it ends. Coroutines run in one event loop, all else in threads."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -61,11 +58,8 @@ class Service:
         self._pictures = _Pictures(_PICTURE_BYTES)
         self._index: tuple[float, str, IndexState | None] = (0.0, "", None)
 
-    async def start(self) -> Self:
-        settings = self.settings
         self.vectors = Vectors(model=settings.model, device=settings.device, remembered=settings.query_cache)
-        small = Limits(memory_bytes=_GB, cpu_seconds=20, file_bytes=0)
-        self.pictures = PictureReader(small)
+        self.pictures = PictureReader(Limits(memory_bytes=_GB, cpu_seconds=20, file_bytes=0))
         self.previews = Previews(
             self.place,
             most_bytes=settings.preview_bytes,
@@ -74,21 +68,29 @@ class Service:
         )
         self.jobs = Jobs(
             add=self._add,
-            remove=self._remove_folder,
+            remove=self.remove_folder,
             limits=Limits(memory_bytes=memory_for_jobs(), cpu_seconds=48 * 3600, file_bytes=20 * _GB),
             at_once=settings.jobs_at_once,
             waiting=settings.jobs_waiting,
             stall_seconds=settings.stall_seconds,
             start_seconds=settings.start_seconds,
         )
-        if settings.is_local:
+        self._first_load: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Clear away what a killed server left, and begin to load the model of the first query."""
+        if self.settings.is_local:
             await self.on_disk(self.place.sweep)
         self._first_load = asyncio.ensure_future(self._load_first())
-        return self
+
+    def stop_watching(self) -> None:
+        """End streams of events, which would go on as long as their jobs."""
+        self.jobs.stopping = True
 
     async def close(self) -> None:
         """End children and threads. What is being written to the library is written to its end."""
-        self._first_load.cancel()
+        if self._first_load is not None:
+            self._first_load.cancel()
         await self.jobs.close()
         await self.previews.close()
         await self.pictures.close()
@@ -203,11 +205,13 @@ class Service:
         records = [] if collection is None or print_ is None else self.library.videos(collection.id)
         return next((record for record in records if record.fingerprint == print_), None)
 
-    def move_to(self, record: VideoRecord, path: Path) -> bool:
-        """Where the file of a video is gone, it is this one from now on; True where that was so."""
+    def take_place(self, record: VideoRecord, upload: Path, name: str) -> None:
+        """The file of a video is gone; an upload of the same content is its file from now on."""
+        path = self.place.keep(upload, name)
         feats = self.library.features(record.id)
-        moved = replace(feats, video={**feats.video, "path": str(path)})
-        return self.library.add(moved).status == "moved"
+        added = self.library.add(replace(feats, video={**feats.video, "path": str(path)}))
+        if added.status != "moved":  # it came back meanwhile
+            path.unlink(missing_ok=True)
 
     async def _add(self, work: Work) -> int:
         return await self.in_writer(lambda: self._add_now(work))
@@ -229,7 +233,8 @@ class Service:
         self.library.refresh(wait=False)
         return added.id
 
-    async def _remove_folder(self, folder: Path) -> None:
+    async def remove_folder(self, folder: Path) -> None:
+        """With all that is in it."""
         await self.on_disk(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def _load_first(self) -> None:

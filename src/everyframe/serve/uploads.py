@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from everyframe.serve.errors import BadRequest, TooSlow
+
 if TYPE_CHECKING:
     from starlette.requests import Request
 
@@ -17,23 +19,15 @@ PATIENCE_SECONDS = 60.0
 Sink = Callable[[str, bytes], Awaitable[None]]
 
 
-class BadBody(ValueError):
-    """What came is not what was asked for."""
-
-
-class TooSlow(Exception):
-    """The client stopped sending."""
-
-
 async def read_file_field(request: Request, field: str, sink: Sink) -> str:
     """Pass the bytes of the first file under that name to `sink(file name, bytes)`; returns the file's name.
 
-    Other fields are read and let go. Raises BadBody, TooSlow, and what the sink raises.
+    Other fields are read and let go. Raises BadRequest, TooSlow, and what the sink raises.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise BadBody(f"send the file as multipart/form-data, in a field named {field}")
+        raise BadRequest(f"send the file as multipart/form-data, in a field named {field}")
     parts = _Parts(field)
     try:
         parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
@@ -50,12 +44,10 @@ async def read_file_field(request: Request, field: str, sink: Sink) -> str:
                 for piece in parts.taken():
                     await sink(parts.name or "", piece)
         parser.finalize()
-    except (BadBody, TooSlow):
-        raise
     except ValueError as error:  # the parser's own are ValueErrors
-        raise BadBody(f"the multipart body is broken: {error}") from error
+        raise BadRequest(f"the multipart body is broken: {error}") from error
     if parts.name is None or not parts.complete:
-        raise BadBody(f"there is no file in a field named {field}")
+        raise BadRequest(f"there is no file in a field named {field}")
     return parts.name
 
 
@@ -92,7 +84,7 @@ class _Parts:
     def _add(self, which: int, data: bytes) -> None:
         self._header[which] += data
         if len(self._header[which]) > 8192:
-            raise BadBody("a header of the multipart body is too long")
+            raise BadRequest("a header of the multipart body is too long")
 
     def _end_header(self) -> None:
         self._headers[self._header[0].lower()] = self._header[1]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from everyframe.backbone import ModelError
 from everyframe.features import FeaturesError
 from everyframe.library import Collection
+from everyframe.serve.errors import NoModel
 from everyframe.training.recorded import model_recorded
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ _MODELS = 2
 _BATCH = 32
 _IMAGES = 500
 _TOKENS_AROUND = 2  # that a text is put between
-
-
-class NoModel(Exception):
-    """The model of a collection cannot be had; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,7 @@ def _pooled(feats: VideoFeatures) -> VideoFeatures:
     return replace(feats, times=feats.times[:1], embeddings=mean[None], roles=feats.roles[:1], end_seconds=end)
 
 
-def at_least(
-    moments: Iterable[AnyMoment], seconds: float, first: float, last: float, *, top: int
-) -> list[AnyMoment]:
+def at_least(moments: Iterable[AnyMoment], seconds: float, first: float, last: float, *, top: int) -> list[AnyMoment]:
     """The best moments, best first; the short ones grown to `seconds`, which may make them overlap: then one goes.
 
     They grow around their middle and are shifted to stay within [first, last), the video.

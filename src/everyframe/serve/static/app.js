@@ -1,7 +1,7 @@
 // Ties the page together: state <-> address bar, search, player, videos, jobs.
 
 import { ApiError, getJson, withParameters } from "./api.js";
-import { $, amount, count, drawIcons, el, plainClick } from "./dom.js";
+import { $, amount, count, drawIcons, el, plainClick, speed, toast } from "./dom.js";
 import { acceptFiles } from "./drop.js";
 import { heldImage, hold, searchByImage } from "./images.js";
 import { Jobs } from "./jobs.js";
@@ -15,6 +15,7 @@ import { Videos } from "./videos.js";
 
 const PAGE = 24; // moments asked for at first, and more with each "More"
 const MOST = 200;
+const ONE_TEXT = 3000; // milliseconds between letters of one entry of the history
 const BUSY_AFTER = 150; // milliseconds; a quick answer should not flicker
 const RETRY = 2500;
 
@@ -23,9 +24,10 @@ drawIcons();
 let state = fromAddress();
 let status = null;
 let shown = ""; // key of the results on the page
+let grouped = false; // whether they are shown by video
 let top = PAGE;
 let searching = new AbortController();
-let typing = false; // the newest entry of the history is a search being typed, to be replaced
+let typedAt = -Infinity; // when the newest entry of the history was typed; for a while, typing on replaces it
 let retry;
 const names = new Map(); // video -> promise of its name
 
@@ -37,9 +39,9 @@ const results = new Results($("content"), {
 const box = new SearchBox({
   change: (values, options) => go(values, options),
   submit(text) {
-    typing = false;
     if (text !== state.text) go({ text });
     else search({ again: true });
+    typedAt = -Infinity;
   },
   down: () => results.focusFirst(),
   nameOf,
@@ -61,6 +63,7 @@ const videos = new Videos({
     openVideo(record.video, 0, record);
   },
   changed: refresh,
+  canRemove: () => Boolean(status?.can_add),
 });
 const jobs = new Jobs($("jobs"), {
   added: refresh,
@@ -79,8 +82,9 @@ function fromAddress() {
 /** Change the state. `typed`: part of a search being typed, which is one entry of the history, not one per letter. */
 function go(values, { typed = false } = {}) {
   const next = { ...state, ...values };
-  const replace = typed && typing;
-  typing = typed;
+  const now = performance.now();
+  const replace = typed && now - typedAt < ONE_TEXT;
+  typedAt = typed ? now : -Infinity;
   if (addressOf(next) === addressOf(state) && next.image === state.image) return;
   const kept = { image: next.image, opened: Boolean(next.video) && !state.video };
   state = next;
@@ -90,7 +94,7 @@ function go(values, { typed = false } = {}) {
 }
 
 addEventListener("popstate", () => {
-  typing = false;
+  typedAt = -Infinity;
   state = fromAddress();
   show();
 });
@@ -106,7 +110,7 @@ function show() {
   else if (searchKey(state) !== shown) {
     top = PAGE;
     search();
-  } else if (results.moments.length) showMoments();
+  } else if (results.moments.length && state.group !== grouped) showMoments();
 }
 
 function openVideo(video, at, hint) {
@@ -157,7 +161,7 @@ async function search({ again = false } = {}) {
   try {
     const answer = await ask(signal);
     if (signal.aborted) return;
-    if (again && JSON.stringify(answer.moments) === JSON.stringify(results.moments)) results.busy(false);
+    if (again && results.moments.length && JSON.stringify(answer.moments) === JSON.stringify(results.moments)) results.busy(false);
     else found(answer);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -188,14 +192,10 @@ function found({ moments, took_ms: took, note }) {
 
 function showMoments() {
   if (results.moments.length) {
+    grouped = state.group;
     results.show(results.moments, state.group);
     if (results.moments.length >= top && top < MOST) {
-      const more = el("button", { type: "button", class: "plain more", onclick: () => {
-        more.disabled = true;
-        top = Math.min(MOST, top + PAGE);
-        search();
-      } }, "More moments");
-      results.root.append(more);
+      results.root.append(button("More moments", more, "plain more"));
     }
     return;
   }
@@ -205,6 +205,14 @@ function showMoments() {
   else results.state("nothing", "Nothing found", "Try other words: what can be seen, rather than what it means.");
 }
 
+async function more({ target }) {
+  const before = results.moments.length;
+  target.disabled = true;
+  top = Math.min(MOST, top + PAGE);
+  await search();
+  results.links[before]?.focus();
+}
+
 function failed(error) {
   $("note").hidden = true;
   $("group").hidden = true;
@@ -212,7 +220,7 @@ function failed(error) {
   if (error.status === 401) return; // the token is being asked for
   if (error.offline) return gone();
   const image = state.image && heldImage(state.image) === undefined;
-  const again = button("Try again", () => search());
+  const again = button("Try again", resume);
   if (image) results.state("problem", "The picture is gone", error.message, button("Choose a picture", () => $("image-file").click()));
   else if (error.status >= 500) results.state("problem", "That did not work", error.message, again);
   else results.state("problem", "Please change the search", error.message);
@@ -224,7 +232,7 @@ function gone() {
     "gone",
     "The server is gone",
     "It does not answer; it may have been stopped. This page goes on as soon as it is back.",
-    button("Try again", () => resume()),
+    button("Try again", resume),
   );
   clearTimeout(retry);
   retry = setTimeout(resume, RETRY);
@@ -235,8 +243,7 @@ async function resume() {
   try {
     status = await getJson("/api/status");
   } catch (error) {
-    if (error.offline) retry = setTimeout(resume, RETRY);
-    return;
+    return failed(error);
   }
   showStatus();
   shown = "";
@@ -255,7 +262,7 @@ async function home() {
   $("group").hidden = true;
   if (!results.root.querySelector(".recent")) results.clear();
   try {
-    if (!status) await readStatus();
+    if (!status) await firstStatus;
     if (!status.videos) return emptyArchive();
     const { videos: list } = await getJson("/api/videos?limit=12", { signal });
     if (signal.aborted) return;
@@ -288,7 +295,7 @@ function showStatus() {
   $("add-videos").hidden = !status.can_add;
   box.setCollections(status.collections);
   const { index } = status;
-  const kind = index.building ? "index being built" : index.kind === "exact" ? "exact search" : `${index.kind} index`;
+  const kind = !index ? "" : index.building ? "index being built" : index.kind === "exact" ? "exact search" : `${index.kind} index`;
   const parts = [count(status.videos, "video"), amount(status.hours * 3600), count(status.frames, "frame"), kind, status.model];
   $("foot").replaceChildren(
     el("p", {}, parts.filter(Boolean).join(" · ")),
@@ -316,16 +323,6 @@ document.addEventListener("token-wanted", (event) => {
 
 function say(text) {
   $("count").textContent = text;
-}
-
-function toast(text) {
-  $("toast").textContent = text;
-  clearTimeout(toast.timer);
-  toast.timer = setTimeout(() => ($("toast").textContent = ""), 6000);
-}
-
-function speed(milliseconds) {
-  return milliseconds < 1000 ? `${Math.max(1, Math.round(milliseconds))} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
 function button(text, onclick, kind = "plain") {
@@ -389,8 +386,9 @@ addEventListener("keydown", (event) => {
 box.show(state);
 if (filtersSet(state)) box.showFilters(true);
 if (matchMedia("(pointer: fine)").matches && !state.video) $("query").focus();
+const firstStatus = readStatus();
 show();
-readStatus()
+firstStatus
   .then(() => status.can_add && jobs.resume())
   .catch((error) => {
     if (error instanceof ApiError && error.offline) failed(error);

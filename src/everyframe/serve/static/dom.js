@@ -105,6 +105,20 @@ export function amount(seconds) {
   return `${hours.toLocaleString("en", { maximumFractionDigits: hours < 100 ? 1 : 0 })} h`;
 }
 
+/** 12.3 -> "12 ms", 2345 -> "2.3 s". */
+export function speed(milliseconds) {
+  return milliseconds < 1000 ? `${Math.max(1, Math.round(milliseconds))} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+}
+
+let toastTimer;
+
+/** Say something for a few seconds, over the page. */
+export function toast(text) {
+  $("toast").textContent = text;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => ($("toast").textContent = ""), 6000);
+}
+
 export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
 export const day = (text) => {

@@ -218,7 +218,8 @@ export class Player {
   /** The element cannot play it: because it is gone, or because of its codec. */
   async #broken() {
     const { signal } = this.loading;
-    if (this.preview || this.failed) return this.#fail("This video cannot be played here.");
+    if (this.failed) return undefined; // and the page says why
+    if (this.preview) return this.#fail("The preview cannot be played by this browser.");
     try {
       await originalThere(this.id, signal);
     } catch (error) {
@@ -331,7 +332,7 @@ export class Player {
     const { video } = this;
     if (!video.readyState) return;
     const now = video.currentTime;
-    if (this.loop.getAttribute("aria-pressed") === "true" && this.active && now >= this.active.end && !video.seeking) {
+    if (this.loop.getAttribute("aria-pressed") === "true" && this.active && !video.seeking && (now >= this.active.end || video.ended)) {
       video.currentTime = this.active.start;
       if (video.paused) this.#start();
       return;

@@ -144,6 +144,7 @@ export class Results {
 }
 
 function picture(url, name) {
+  if (!url) return el("span", { class: `${name} missing` });
   return el("img", { class: name, src: url, alt: "", loading: "lazy", decoding: "async" });
 }
 

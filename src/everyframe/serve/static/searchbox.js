@@ -24,7 +24,7 @@ export class SearchBox {
       } else if (event.key === "Escape") {
         event.preventDefault();
         typed.cancel();
-        if (this.input.value) this.#clear();
+        if (!$("clear").hidden) this.#clear();
         else this.input.blur();
       } else if (event.key === "Backspace" && !this.input.value && this.state) this.#dropLastChip();
     });

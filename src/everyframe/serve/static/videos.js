@@ -6,7 +6,7 @@ import { $, clock, count, day, debounce, el, iconButton } from "./dom.js";
 const PAGE = 50;
 
 export class Videos {
-  /** actions: open(record), changed() after a removal. */
+  /** actions: open(record), changed() after a removal, canRemove(). */
   constructor(actions) {
     this.actions = actions;
     this.dialog = $("videos");
@@ -74,7 +74,7 @@ export class Videos {
       ),
     );
     const remove = iconButton("trash", `Remove ${record.name}`, () => this.#confirm(row, record, remove));
-    row.append(open, remove);
+    row.append(open, ...(this.actions.canRemove() ? [remove] : []));
     return row;
   }
 
@@ -89,7 +89,7 @@ export class Videos {
     const question = el(
       "div",
       { class: "question", role: "group", "aria-label": `Remove ${record.name}?` },
-      el("p", {}, "Take this video out of the archive? The file itself stays."),
+      el("p", {}, "Take this video out of the archive? Its file stays, unless it was uploaded here."),
       yes,
       no,
     );

@@ -1,0 +1,32 @@
+"""What all tests share to save time: one tree of commands, one server of processes."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_command_tree() -> Iterator[None]:
+    """Typer builds the tree of commands anew for every call of the application: nine tenths of a refused command."""
+    import typer.main
+    import typer.testing
+
+    build = functools.cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", build)
+        patch.setattr(typer.testing, "_get_command", build)
+        yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Starts processes that have imported everything already. There is one server, so its list serves all tests."""
+    context = multiprocessing.get_context("forkserver")
+    slow = ["everyframe.training", "everyframe.cli", "transformers.models.clip", "peft", "accelerate"]
+    context.set_forkserver_preload([*slow, "pytest", "typer.testing"])
+    return context
