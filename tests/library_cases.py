@@ -106,12 +106,11 @@ class Writers:
 
     def run(self, do, **arguments):
         """The same, and how it ended: an exit status, or minus the signal that killed it."""
-        self.start(do, **arguments)
-        return self.wait()
+        return self.wait(self.start(do, **arguments))
 
-    def wait(self):
-        """How the writer that was started last ended."""
-        self._process.stdin.write(json.dumps({"do": "wait"}) + "\n")
+    def wait(self, writer):
+        """How the one with this process id ended."""
+        self._process.stdin.write(json.dumps({"do": "wait", "writer": writer}) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
@@ -132,12 +131,11 @@ def main():
     if len(os.listdir("/proc/self/task")) != 1:
         print("warning: this process has several threads and forks", file=sys.stderr)
     warnings.simplefilter("ignore", RuntimeWarning)  # LanceDB's on any fork
-    child = 0
     for line in sys.stdin:
         order = json.loads(line)
         do = order.pop("do")
         if do == "wait":
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            status = os.waitstatus_to_exitcode(os.waitpid(order["writer"], 0)[1])
             print(status, flush=True)
             continue
         child = os.fork()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 import time
 import warnings
 from dataclasses import replace
@@ -21,6 +19,7 @@ from typer.testing import CliRunner
 
 import checkpoints
 import everyframe as ef
+from command import everyframe
 from everyframe.audit import Advice, Audit, Row, Setting, VideoAudit, audit_page
 from everyframe.audit import audit_videos as audit_with_auto
 from everyframe.audit.advice import Inputs, advise, choose
@@ -219,8 +218,8 @@ def test_reading_is_charged_with_motion_only_where_it_is_needed(
 
 
 @pytest.mark.parametrize("changes", [{"drop": 0.0, "interleaves": (2,)}, {"interleaves": (0,)}])
-def test_nothing_is_lost_where_nothing_is_left_out(light: ef.Model, clips: Path, changes: dict[str, object]) -> None:
-    result = audit_videos(clips / "clip1.mp4", light, selects=("motion",), tolerances=(), **changes)  # type: ignore[arg-type]
+def test_nothing_is_lost_where_nothing_is_left_out(model: ef.Model, clips: Path, changes: dict[str, object]) -> None:
+    result = audit_videos(clips / "clip1.mp4", model, selects=("motion",), tolerances=(), **changes)  # type: ignore[arg-type]
     row = next(row for row in result.rows if row.setting.kind == "interleaved")
     assert row.fidelity_min == pytest.approx(1.0, abs=1e-5)
     assert (row.moments, row.moment_iou, row.moment_share) == (6, pytest.approx(1.0), 1.0)
@@ -655,14 +654,9 @@ def test_no_usable_video(model: ef.Model, clips: Path, tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def everyframe(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "everyframe.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_cli_reports_and_exits_1_for_a_bad_file(clips: Path, tmp_path: Path) -> None:
+def test_cli_reports_and_exits_1_for_a_bad_file(light: ef.Model, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "queries.txt").write_text("a red circle\n\na blue ring\n")
-    common = ["--model", "bundled", "--device", "cpu", "--residual", "none", "--interleave", 2]
+    common = ["--model", light.folder, "--device", "cpu", "--residual", "none", "--interleave", 2]
     common += ["--tolerance", 0.5, "--queries", tmp_path / "queries.txt"]
     out = tmp_path / "new" / "report.html"
     run = everyframe("audit", clips / "clip0.mp4", clips / "broken.mp4", *common, "--out", out, "--json")

@@ -24,7 +24,7 @@ from everyframe.evaluation.variants import Sweep, read_tokenizers
 from everyframe.spans import recall_at
 
 TINY = Sweep(interleaves=(2, 5), drops=(0.7,), selections=("motion",), smooths=(3.0,), ious=(0.5,))
-SIZE = {"videos": 2, "seconds": 20.0}
+SIZE = {"videos": 2, "seconds": 14.0}
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_fidelity_is_the_cosine() -> None:
 
 def test_tables(ablation: Ablation) -> None:
     record = ablation.as_dict()
-    assert caption(record).startswith("bundled: 2 sets of 2 videos of 20 s at 3 frames/s, ")
+    assert caption(record).startswith("bundled: 2 sets of 2 videos of 14 s at 3 frames/s, ")
     found = tables(record)
     assert list(found) == [
         "methods", "interleave", "reduction", "drop", "residual", "pairs", "styles", "styles_fidelity", "grounding"
@@ -351,7 +351,7 @@ def test_plots_draw_every_row(ablation: Ablation, tmp_path: Path, monkeypatch: p
 
 def test_command_line(folder: Path, ablation: Ablation, capsys, monkeypatch) -> None:
     out = folder / "out"
-    options = ["--seeds", "1", "--videos", "2", "--seconds", "20", "--work", str(folder / "work"), "--out", str(out)]
+    options = ["--seeds", "1", "--videos", "2", "--seconds", "14", "--work", str(folder / "work"), "--out", str(out)]
     monkeypatch.setattr(
         sys, "argv", ["everyframe", "evaluate", "synthetic", "--quick", "--residual", "none", "--json", *options]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -249,12 +250,15 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(archive: Path, films: Path,
     videos.mkdir()
     for name in ("a.mp4", "b.mp4"):
         (videos / name).write_bytes((films / "film0.mp4").read_bytes() + name.encode())
-    words = ["index", str(videos), "--library", str(archive), "--fps", "12", "--encoder", "dense"]
-    command = " ".join([sys.executable, "-m", "everyframe.cli", *words])
-    stopped = subprocess.run(["bash", "-c", f"ulimit -f 8; {command}"], capture_output=True, text=True, timeout=120)
-    lines = [line for line in stopped.stderr.splitlines() if line.startswith("everyframe:")]
-    assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
-    assert len(lines) == 1 and re.search("disk is full|larger than the system allows", lines[0])
+    words = [str(word) for word in ("index", videos, "--library", archive, "--fps", "12", "--encoder", "dense")]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        stopped = CliRunner().invoke(app, words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(stopped.exception, LibraryError)
+    assert re.search("disk is full|larger than the system allows", str(stopped.exception))
     with Library(archive) as library:
         assert len(library.videos()) == 3
     assert report(*words)["added"] == 2

@@ -103,7 +103,7 @@ def test_killed_at_random_moments(writers, tmp_path):
             time.sleep(0.005)
         time.sleep(delays.uniform(0.0, 0.15))
         os.kill(child, signal.SIGKILL)
-        assert writers.wait() == -signal.SIGKILL
+        assert writers.wait(child) == -signal.SIGKILL
         told = {}
         for line in log.read_text().splitlines():
             name, version = line.split()
@@ -135,8 +135,7 @@ def test_reading_beside_a_writer(writers, tmp_path):
     """Two threads and a process read everything, again and again, while one adds, replaces, removes and compacts."""
     path, stop = str(tmp_path / "library"), tmp_path / "stop"
     Library(path).add(cases.tiny())
-    reader = cases.Writers()
-    reader.start("read_until", path=path, stop=str(stop))
+    reader = writers.start("read_until", path=path, stop=str(stop))
     errors, counts, shared = [], [0, 0], Library(path)
 
     def read(number):
@@ -157,8 +156,7 @@ def test_reading_beside_a_writer(writers, tmp_path):
             thread.join()
     assert not errors
     assert min(counts) > 0
-    assert reader.wait() == 0
-    reader.close()
+    assert writers.wait(reader) == 0
     cases.check_no_remains(path)
 
 
@@ -171,7 +169,7 @@ def test_a_second_writer_waits_and_then_names_the_first(writers, tmp_path):
         Library(path, lock_seconds=0.1).add(cases.tiny())
     assert Library(path).videos() == []  # readers do not wait
     assert Library(path, lock_seconds=30).add(cases.tiny()).status == "added"
-    assert writers.wait() == 0
+    assert writers.wait(child) == 0
 
 
 # --- disks -------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     videos = [
         render(folder / "still", "still", 301),
         render(folder / "pan", "pan", 302),
-        render(folder / "handheld", "handheld", 303),
+        render(folder / "handheld", "handheld", 303, seconds=8.0),
         render(folder / "old", "still", 305, codec="mpeg4", seconds=4.0),  # no browser plays this codec
     ]
     encoder = ef.ReuseEncoder(ef.load("bundled"))
@@ -83,7 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     lines = [line for file in folder.rglob("annotations.jsonl") for line in file.read_text().splitlines()]
     events = [json.loads(line) for line in lines]
     truth = {(event["vid"], event["query"]): event["relevant_windows"] for event in events}
-    return World(folder, render(folder / "fresh", "still", 304, seconds=8.0), truth)
+    return World(folder, render(folder / "fresh", "still", 304, seconds=6.0), truth)
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +220,8 @@ def test_typing_finds_the_right_video_and_asks_seldom(open_page: Callable[..., s
     name, start, end = first_moment(page)
     assert name == f"{STILL}.mp4"
     assert overlaps(world, STILL, TRIANGLE, start, end)
-    assert len(asked) <= 3  # not one for each of 22 letters
-    assert re.search(r"^\d+ moments in \d videos, took \d+ ms$", page.inner_text("#count"))
+    assert len(asked) < len(TRIANGLE) / 2  # not one for each letter; how many depends on how fast they come
+    assert re.search(r"^\d+ moments in \d videos, took [\d.]+ m?s$", page.inner_text("#count"))
     assert page.evaluate("new URL(location).searchParams.get('q')") == TRIANGLE
     row = page.locator(".moment").first
     assert 1 <= row.locator(".strip img").count() <= 6
@@ -593,7 +593,7 @@ def test_adding_a_video_shows_progress_and_then_it_is_found(
 
 
 def test_sentences_of_the_server_are_shown(open_page: Callable[..., sync_api.Page], watch: Watch) -> None:
-    watch.expected = "422"
+    watch.expected = "the server responded with a status of 4"
     page = open_page()
     page.fill("#query", "word " * 600)
     page.wait_for_selector(".state.problem")
@@ -601,6 +601,11 @@ def test_sentences_of_the_server_are_shown(open_page: Callable[..., sync_api.Pag
     page.fill("#query", "word " * 150)  # longer than the text tower reads: an answer, with a note
     page.wait_for_selector(".moment")
     assert page.inner_text("#note")
+    page.goto("/?like=nothing")
+    page.wait_for_selector(".state.problem")
+    page.goto("/?video=1&at=3")  # a video that was removed
+    page.wait_for_selector(".notice:not([hidden])")
+    assert "no video" in page.inner_text(".notice")
 
 
 def test_token_empty_archive_and_a_server_that_goes_away(
@@ -628,8 +633,8 @@ def test_token_empty_archive_and_a_server_that_goes_away(
         page.fill("#query", TRIANGLE)
         page.wait_for_selector(".state.gone")
         serious(page, "server gone")
-        with page.expect_request("**/api/status"):  # it looks for the server by itself
-            pass
+        with running(tmp_path / "new", "--token", "a-secret-of-this-test", "--port", str(server.port)):
+            page.wait_for_selector(".state.empty", timeout=30_000)  # it went on by itself
         watch.check()
         context.close()
 

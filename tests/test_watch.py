@@ -145,7 +145,11 @@ class Watching:
 
     def next(self, timeout: float = 60.0) -> tuple[str, str]:
         """(status, name) of the next video that it tells of."""
-        facts = json.loads(self._lines.get(timeout=timeout))
+        try:
+            facts = json.loads(self._lines.get(timeout=timeout))
+        except queue.Empty:
+            self.process.kill()
+            pytest.fail(f"nothing was told in {timeout} s; standard error: {self.process.communicate()[1]}")
         return facts["status"], Path(facts["source"]).name
 
     def said_nothing_more(self) -> bool:
@@ -208,14 +212,16 @@ def test_sigterm_ends_it_and_a_misspelt_folder_is_not_waited_for(tmp_path: Path)
     """In this process: a signal to oneself is as real as any."""
     folder = tmp_path / "empty"
     folder.mkdir()
-    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        words = ["index", str(folder), "--library", str(tmp_path / "archive"), "--model", "bundled", "--watch"]
-        result = CliRunner().invoke(app, [*words, "--every", "60s"])
-    finally:
-        timer.cancel()
+
+    def end() -> None:
+        while signal.getsignal(signal.SIGTERM) is before:  # until then it would end the tests
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end, daemon=True).start()
+    words = ["index", str(folder), "--library", str(tmp_path / "archive"), "--model", "bundled", "--watch"]
+    result = CliRunner().invoke(app, [*words, "--every", "60s"])
     assert (result.exit_code, result.exception) == (0, None), result.output
     assert "watching" in result.output
     assert signal.getsignal(signal.SIGTERM) is before

@@ -90,7 +90,7 @@ def index(
         held = archive.collections()
         found = _find(paths, Path(archive.path), may_be_empty=watch)
         indexer: Indexer | None = None
-        if found.watched:
+        if found.videos or (watch and found.watched):
             if "://" not in archive.path:
                 check_writable(Path(archive.path), "--library")
             encoder, sampling = _reader(reading, held, collection)
@@ -349,7 +349,9 @@ class _Run:
         """Bring the search index up to date, and say so where that takes a while."""
         if not self._archive.exists():
             return
-        due = {one.label: one.num_frames for one in self._archive.collections() if self._index_is_due(one.id)}
+        due = {
+            one.label: one.num_frames for one in self._archive.collections() if self._archive.index_state(one.id).due
+        }
         for label, frames in due.items():
             if not self._silent:
                 console.say(f"building the search index of {label} over {frames:,} frames", error=True)
@@ -357,9 +359,6 @@ class _Run:
         self._archive.refresh()
         if due and not self._silent:
             console.say(f"the search index is built, in {time.monotonic() - started:.1f} s", error=True)
-
-    def _index_is_due(self, collection: str) -> bool:
-        return bool(getattr(self._archive.index_state(collection), "due", False))
 
     def stay(self, interval: float, *, refresh: bool) -> None:
         """Look again and again, until someone asks for an end."""

@@ -17,9 +17,11 @@ from everyframe.library import schema
 from everyframe.library.errors import LibraryError, translated
 from everyframe.library.filters import Filter, allowed
 from everyframe.library.index import IndexState, Refresher, index_state
+from everyframe.library.naming import choose_collection, find_video, one_video
 from everyframe.library.records import Added, Collection, LibraryStats, Thumbnail, VideoRecord
 from everyframe.library.search import ArchiveHit, Searcher
-from everyframe.library.store import Snapshot, Store
+from everyframe.library.snapshots import Snapshot
+from everyframe.library.store import Store
 from everyframe.library.transfer import Imported, check_format, export_files, import_files
 from everyframe.library.writing import Batches
 from everyframe.tasks.retrieval import Level
@@ -127,7 +129,7 @@ class Library:
             return 0
         with self._store.writing() as writer:
             snapshot = self._store.snapshot()
-            found = {record.id: record.collection for each in videos for record in self._matches(snapshot, each)}
+            found = {record.id: record.collection for each in videos for record in find_video(snapshot, each)}
             writer.remove(found)
         return len(found)
 
@@ -142,51 +144,25 @@ class Library:
 
         Raises LibraryError, naming them, where there are several, and where none fits.
         """
-        return _choose(self._store.snapshot(), wanted)
+        return choose_collection(self._store.snapshot(), wanted)
 
     def videos(self, collection: str | None = None, where: Filter | None = None) -> list[VideoRecord]:
         """All videos, or those of one collection, that a `Filter` lets through; in the order they were added."""
-        snapshot = self._store.snapshot()
+        records = self._records(self._store.snapshot(), collection)
+        return records if where is None else allowed(records, where)
+
+    def _records(self, snapshot: Snapshot, collection: str | None) -> list[VideoRecord]:
         if collection is None:
-            records = list(snapshot.videos.values())
-        else:
-            records = snapshot.by_collection(_choose(snapshot, collection).id)
-        if where is None:
-            return records
-        return allowed(records, where)
+            return list(snapshot.videos.values())
+        return snapshot.by_collection(choose_collection(snapshot, collection).id)
 
     def video(self, wanted: int | str, collection: str | None = None) -> VideoRecord:
         """The video with this id, path or name. Raises LibraryError where there is none, or more than one."""
-        return self._video(self._store.snapshot(), wanted, collection)
+        return one_video(self._store.snapshot(), wanted, collection)
 
-    def _video(self, snapshot: Snapshot, wanted: int | str, collection: str | None = None) -> VideoRecord:
-        found = self._matches(snapshot, wanted, None if collection is None else _choose(snapshot, collection))
-        if len(found) > 1:
-            labels = ", ".join(snapshot.collections[record.collection].label for record in found)
-            raise LibraryError(f"{wanted} is in several collections ({labels}); say which with collection=")
-        return found[0]
-
-    def _matches(
-        self, snapshot: Snapshot, wanted: int | str, collection: Collection | None = None
-    ) -> list[VideoRecord]:
-        """The records of one video, which may be in several collections."""
-        records = list(snapshot.videos.values()) if collection is None else snapshot.by_collection(collection.id)
-        if isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool):
-            found = [snapshot.videos[int(wanted)]] if int(wanted) in snapshot.videos else []
-        else:
-            text = str(wanted)
-            path = text if "://" in text else os.path.abspath(text)
-            found = [record for record in records if record.path in (text, path)]
-            found = found or [record for record in records if record.name == text]
-            if not found and text.isascii() and text.isdecimal() and int(text) in snapshot.videos:
-                found = [snapshot.videos[int(text)]]
-        if collection is not None:
-            found = [record for record in found if record.collection == collection.id]
-        if not found:
-            raise LibraryError(f"{self.path} holds no video {wanted}")
-        if len(paths := sorted({record.path for record in found})) > 1:
-            raise LibraryError(f"{len(paths)} videos are named {wanted}; give the path of one, such as {paths[0]}")
-        return found
+    def find(self, wanted: int | str, collection: str | None = None) -> list[VideoRecord]:
+        """`video`, for one that may be in several collections: its record in each. Raises LibraryError for none."""
+        return find_video(self._store.snapshot(), wanted, collection)
 
     def features(self, video: int | str, collection: str | None = None) -> VideoFeatures:
         """What was added, with float16 embeddings and its whole provenance; `video["path"]` is where it was last seen.
@@ -195,7 +171,7 @@ class Library:
         """
         snapshot = self._store.snapshot()
         while True:
-            record = self._video(snapshot, video, collection)
+            record = one_video(snapshot, video, collection)
             try:
                 return self._read_features(snapshot, record)
             except LibraryError:
@@ -228,23 +204,23 @@ class Library:
     def roles(self, video: int | str, collection: str | None = None) -> str:
         """What the encoder did to each frame, a letter each, see `VideoFeatures.roles`."""
         snapshot = self._store.snapshot()
-        record = self._video(snapshot, video, collection)
+        record = one_video(snapshot, video, collection)
         return str(snapshot.facts([record.id], ["roles"])[record.id]["roles"])
 
     def thumbnails(self, video: int | str, collection: str | None = None) -> list[float]:
         """Seconds of the thumbnails that are stored of a video, in order."""
         record = self.video(video, collection)
-        return [row["time"] for row in self._store.thumbnails(record.id, ["time"])]
+        return list(self._store.thumbnail_times(record.id))
 
     def thumbnail(self, video: int | str, seconds: float, collection: str | None = None) -> Thumbnail | None:
         """The stored thumbnail nearest to a time; None where the video has none."""
         record = self.video(video, collection)
-        times = np.array([row["time"] for row in self._store.thumbnails(record.id, ["time"])])
-        if not len(times):
+        times = self._store.thumbnail_times(record.id)
+        if not times:
             return None
-        nearest = float(times[np.argmin(np.abs(times - float(seconds)))])
-        rows = self._store.thumbnails(record.id, ["time", "jpeg"], f"time = {nearest!r}")
-        return Thumbnail(nearest, rows[0]["jpeg"]) if rows else None
+        nearest = min(times, key=lambda time: abs(time - seconds))
+        jpeg = self._store.thumbnail(record.id, nearest)
+        return None if jpeg is None else Thumbnail(nearest, jpeg)  # None: it has just been removed
 
     def stats(self) -> LibraryStats:
         """How much there is of everything."""
@@ -347,11 +323,10 @@ class Library:
         """
         check_format(format)
         snapshot = self._store.snapshot()
-        chosen = None if collection is None else _choose(snapshot, collection)
         if videos is None:
-            records = list(snapshot.videos.values()) if chosen is None else snapshot.by_collection(chosen.id)
+            records = self._records(snapshot, collection)
         else:
-            found = {record.id: record for each in videos for record in self._matches(snapshot, each, chosen)}
+            found = {record.id: record for each in videos for record in find_video(snapshot, each, collection)}
             records = list(found.values())
 
         def features() -> Iterator[VideoFeatures | LibraryError]:
@@ -396,23 +371,3 @@ class Library:
             freed = writer.vacuum(older_than)
         self._store.forget()
         return freed
-
-
-def _choose(snapshot: Snapshot, wanted: str | None) -> Collection:
-    found = list(snapshot.collections.values())
-    if not found:
-        raise LibraryError(f"{snapshot.place} holds no videos yet; add some first")
-    named = ", ".join(f"{each.label} ({each.id})" for each in found)
-    if wanted is None:
-        if len(found) > 1:
-            raise LibraryError(f"{snapshot.place} holds several collections; say which with collection=: {named}")
-        return found[0]
-    chosen = [each for each in found if each.label == wanted] or [
-        each for each in found if wanted and each.id.startswith(wanted)
-    ]
-    if len(chosen) == 1:
-        return chosen[0]
-    if chosen:
-        named = ", ".join(each.id for each in chosen)
-        raise LibraryError(f"{wanted} means several collections of {snapshot.place}; give the id of one: {named}")
-    raise LibraryError(f"{snapshot.place} holds no collection {wanted}; it holds {named}")

@@ -28,13 +28,13 @@ from everyframe.library.records import VideoRecord
 MOST_LISTED = 10_000
 """Videos in one SQL condition; 10,000 cost as much as three searches."""
 
-# How many of the nearest frames are asked for, at least and for each answer; four times as many, and again, while an
-# answer may be missing.
-_FEWEST, _EACH, _ROUNDS = 256, 16, (1, 4, 16)
+# How many of the nearest frames are asked for, at least and for each answer; four times as many while an answer may
+# be missing.
+_FEWEST, _EACH, _ROUNDS = 1024, 16, (1, 4)
 # A video that holds more than this share of them is read as a whole, and the others are asked for without it.
 _CROWDED = 1 / 8
 # So many places are read at once, and whole videos where it has to be those.
-_PLACES_AT_ONCE, _VIDEOS_AT_ONCE = 24, 4
+_PLACES_AT_ONCE, _VIDEOS_AT_ONCE = 16, 4
 # Read at first on both sides of a near frame.
 _FIRST_SECONDS = 15.0
 
@@ -50,20 +50,32 @@ class _Place:
     best: float
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Of a video: its runs by their start, and spans of time, [first, last], around which all was read."""
+
+    runs: dict[float, Peaked]
+    spans: list[tuple[float, float]]
+
+
+_Runs = dict[int, _Known]
+
+
 def lookup(question: Question) -> list[ArchiveHit]:
     """The answers to a question, from the frames that are nearest to it; `Searcher.search` says what may be missing."""
     best = Best(question)
     known = {video.id: video for video in question.videos}
     ids = np.fromiter(known, np.int64, len(known))
+    runs: _Runs = {}
     aside: set[int] = set()  # not asked for any more: known as a whole, or none of the library's
-    for times in _ROUNDS:
-        count = times * max(_FEWEST, _EACH * question.top)
+    for more in _ROUNDS:
+        count = more * max(_FEWEST, _EACH * question.top)
         near = nearest(question.table, question.direction, count, where=_condition(question, known, aside))
         ours = near.only(np.isin(near.video, ids))
         if question.of_rows:
             _rows(question, known, ours, best)
         elif question.rule.smooth == SMOOTH_SECONDS:
-            _moments(question, known, ours, best)
+            _moments(question, known, ours, best, runs)
         else:
             _moments_of_whole_videos(question, known, ours, best)
         if best.settled(near.bound) or near.bound == -math.inf:
@@ -93,19 +105,30 @@ def _condition(question: Question, known: dict[int, VideoRecord], aside: set[int
 # --- moments ---------------------------------------------------------------------------------------------
 
 
-def _moments(question: Question, known: dict[int, VideoRecord], near: Near, best: Best) -> None:
-    """Read places around the near frames, the best first, until the next one cannot have an answer."""
+def _moments(question: Question, known: dict[int, VideoRecord], near: Near, best: Best, runs: _Runs) -> None:
+    """Read places around the near frames, the best first, until the next one cannot have an answer.
+
+    runs: what earlier rounds found, to be added to.
+    """
     places = sorted(_places(known, near), key=lambda place: -place.best)
-    runs: dict[int, dict[float, Peaked]] = {}
     for first in range(0, len(places), _PLACES_AT_ONCE):
         if best.settled(places[first].best):
             return
+        asked = [place for place in places[first : first + _PLACES_AT_ONCE] if not _is_known(runs, place)]
         touched = {}
-        for video, found in _read(question, places[first : first + _PLACES_AT_ONCE]):
-            runs.setdefault(video.id, {}).update((run.start, run) for run in found)
-            touched[video.id] = video
+        for place, found in _read(question, asked) if asked else ():
+            mine = runs.setdefault(place.video.id, _Known({}, []))
+            mine.runs.update((run.start, run) for run in found)
+            mine.spans.append((float(place.near.min()), float(place.near.max())))
+            touched[place.video.id] = place.video
         for video in touched.values():
-            best.put(video, question.rule.choose(list(runs[video.id].values()), video.start, video.end))
+            best.put(video, question.rule.choose(list(runs[video.id].runs.values()), video.start, video.end))
+
+
+def _is_known(runs: _Runs, place: _Place) -> bool:
+    """Was all around the near frames of a place read already?"""
+    spans = runs[place.video.id].spans if place.video.id in runs else []
+    return any(first <= place.near.min() and place.near.max() <= last for first, last in spans)
 
 
 def _places(known: dict[int, VideoRecord], near: Near) -> Iterator[_Place]:
@@ -125,9 +148,9 @@ def _places(known: dict[int, VideoRecord], near: Near) -> Iterator[_Place]:
             )
 
 
-def _read(question: Question, places: list[_Place]) -> Iterator[tuple[VideoRecord, list[Peaked]]]:
+def _read(question: Question, places: list[_Place]) -> Iterator[tuple[_Place, list[Peaked]]]:
     """Runs of the curve around places; where one goes on, more is read."""
-    whole: dict[int, VideoRecord] = {}
+    whole: dict[int, _Place] = {}
     while places:
         rows = rows_at(question.table, np.concatenate([np.arange(each.first, each.past) for each in places]))
         scores = question.direction.scores(rows.embedding)
@@ -135,7 +158,7 @@ def _read(question: Question, places: list[_Place]) -> Iterator[tuple[VideoRecor
         for place in places:
             part = _part(rows, scores, place)
             if part is None:
-                whole[place.video.id] = place.video
+                whole[place.video.id] = place
                 continue
             level = question.level(place.video)
             runs = part_of_curve(part, place.near, place.video.end, level, question.rule.smooth)
@@ -144,10 +167,11 @@ def _read(question: Question, places: list[_Place]) -> Iterator[tuple[VideoRecor
                 first, past = place.first - length * runs.more_before, place.past + length * runs.more_after
                 larger.append(replace(place, first=first, past=past))
             else:
-                yield place.video, runs.found
+                yield place, runs.found
         places = larger
-    for video, times, values in curves(question.table, list(whole.values()), question.direction):
-        yield video, whole_curve(times, values, video.end, question.rule)
+    videos = [place.video for place in whole.values()]
+    for video, times, values in curves(question.table, videos, question.direction):
+        yield replace(whole[video.id], near=times), whole_curve(times, values, video.end, question.rule)
 
 
 def _part(rows: Rows, scores: NDArray[np.float32], place: _Place) -> Part | None:

@@ -21,7 +21,7 @@ DISTANCE_EPSILON = 1e-5
 # How far the search in an index looks, see docs/library.md: parts of it, and rows that are ranked again, exactly, by
 # their stored vectors, per row asked for but never fewer than _RANKED_AGAIN.
 _PARTS = 80
-_RANKED_AGAIN, _RANKED_AGAIN_EACH = 1000, 3
+_RANKED_AGAIN, _RANKED_AGAIN_EACH = 1000, 2
 
 
 @dataclass(frozen=True, kw_only=True)

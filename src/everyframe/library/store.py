@@ -7,71 +7,29 @@ changes in one commit, after all its frames are there and before any of them goe
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from everyframe.extras import require
 from everyframe.library import schema
 from everyframe.library.errors import LibraryError, translated
 from everyframe.library.locking import locked
 from everyframe.library.migrations import MIGRATIONS
-from everyframe.library.records import Collection, VideoRecord
+from everyframe.library.snapshots import Snapshot, assemble, empty, read_collections, read_records, ready_rows
 
 if TYPE_CHECKING:
     from everyframe.library.writing import Writer
 
 # What may lie beside the tables: locks, the journal of `everyframe index`, what `everyframe serve` keeps.
 _BESIDE = frozenset({"writer.lock", "index.lock", "everyframe.jsonl", "uploads", "previews"})
-_NOT_IN_SNAPSHOT = ("state", "roles", "content", "provenance")
 _OUTDATED = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """All videos at one moment, and frames tables that hold every row of them. Never changes."""
-
-    place: str
-    version: int
-    videos: dict[int, VideoRecord]
-    collections: dict[str, Collection]
-    tables: dict[str, Any] = field(repr=False)
-    table_versions: dict[str, int] = field(repr=False)
-    table: Any = field(repr=False)
-    """`videos` at `version`."""
-
-    @cached_property
-    def _by_collection(self) -> dict[str, list[VideoRecord]]:
-        lists: dict[str, list[VideoRecord]] = {name: [] for name in self.collections}
-        for record in self.videos.values():
-            lists[record.collection].append(record)
-        return lists
-
-    def by_collection(self, collection_id: str) -> list[VideoRecord]:
-        """Its videos in the order they were added."""
-        return self._by_collection.get(collection_id, [])
-
-    def frames(self, collection_id: str) -> Any:
-        """Its LanceDB table of frames, which stays at one version. KeyError for a collection that is not there.
-
-        It may hold rows of videos that are not in `videos`: being added, or removed.
-        """
-        return self.tables[collection_id]
-
-    def facts(self, videos: Iterable[int], columns: list[str]) -> dict[int, dict[str, Any]]:
-        """{id: row} with columns that records leave out ("roles", "content")."""
-        with translated(self.place, "read"):
-            rows = _ready(self.table, ["id", *columns], f"id IN ({', '.join(str(int(video)) for video in videos)})")
-            return {row["id"]: row for row in rows.to_pylist()}
+_MOST_REMEMBERED = 10_000
 
 
 class Store:
@@ -108,9 +66,8 @@ class Store:
         self._handles: dict[str, Any] = {}
         self._snapshot: Snapshot | None = None
         self._checked = False
-        self._empty = Snapshot(
-            place=self.path, version=0, videos={}, collections={}, tables={}, table_versions={}, table=None
-        )
+        self._times: tuple[int, dict[int, list[float]]] = (0, {})
+        self._empty = empty(self.path)
 
     # --- opening -----------------------------------------------------------------------------------------
 
@@ -254,20 +211,20 @@ class Store:
             self._latest(schema.FRAMES + name).version == version for name, version in old.table_versions.items()
         ):
             return old
-        collections = self._collections(self.table(schema.COLLECTIONS))
+        collections = read_collections(self.path, self.table(schema.COLLECTIONS))
         tables = {name: self._open(schema.FRAMES + name) for name in collections}
         table = self.table(schema.VIDEOS)
         if table.version == before:
-            videos = old.videos if before == old.version else self._records(table, collections)
-            return self._assemble(table, videos, collections, tables)
+            videos = old.videos if before == old.version else read_records(self.path, table, collections)
+            return assemble(self.path, table, videos, collections, tables)
         earlier = self.table(schema.VIDEOS)
         with translated(self.path, "read"):
             earlier.checkout(before)
-            ready = set(_ready(earlier, ["id"])["id"].to_pylist())
-        everything = self._records(table, collections)
+            ready = set(ready_rows(earlier, ["id"])["id"].to_pylist())
+        everything = read_records(self.path, table, collections)
         videos = {name: record for name, record in everything.items() if name in ready}
         # What came in between is in the next one.
-        return replace(self._assemble(table, videos, collections, tables), version=_OUTDATED)
+        return replace(assemble(self.path, table, videos, collections, tables), version=_OUTDATED)
 
     def _read_past(self, moment: datetime) -> Snapshot:
         """As it was then. The order of commits is the order of their times, so the rule of `_read` holds."""
@@ -275,13 +232,13 @@ class Store:
         if videos is None:
             first = self.history()[0][0]
             raise LibraryError(f"{self.path} goes back to {first:%Y-%m-%d %H:%M:%S} UTC only, not to {moment}")
-        collections = self._collections(self.table(schema.COLLECTIONS))
-        records = self._records(videos, collections)
+        collections = read_collections(self.path, self.table(schema.COLLECTIONS))
+        records = read_records(self.path, videos, collections)
         used = {record.collection for record in records.values()}
         tables = {name: self._at(schema.FRAMES + name, moment) for name in sorted(used)}
         if missing := [name for name, table in tables.items() if table is None]:
             raise LibraryError(f"{self.path}: the frames of collection {missing[0]} at {moment} are no longer kept")
-        return self._assemble(videos, records, collections, tables)
+        return assemble(self.path, videos, records, collections, tables)
 
     def _at(self, name: str, moment: datetime) -> Any:
         table = self.table(name)
@@ -291,66 +248,6 @@ class Store:
                 return None
             table.checkout(max(versions))
         return table
-
-    def _collections(self, table: Any) -> dict[str, Collection]:
-        with translated(self.path, "read"):
-            rows = table.search().to_arrow().to_pylist()
-        found = {}
-        for row in sorted(rows, key=lambda each: each["created"]):
-            settings = json.loads(row["settings"])
-            found[row["id"]] = Collection(
-                id=row["id"],
-                label=row["label"],
-                model=json.loads(row["model"]),
-                settings=settings,
-                dim=row["dim"],
-                of_clips="clip_seconds" in settings,
-                num_videos=0,
-                num_frames=0,
-            )
-        return found
-
-    def _records(self, table: Any, collections: dict[str, Collection]) -> dict[int, VideoRecord]:
-        shared = {name: {"model": each.model, "settings": each.settings} for name, each in collections.items()}
-        names = [name for name in table.schema.names if name not in _NOT_IN_SNAPSHOT]
-        with translated(self.path, "read"):
-            rows = _ready(table, [*names, "provenance"])
-        records = []
-        for values in zip(*(rows[name].to_pylist() for name in [*names, "provenance"]), strict=True):
-            row = dict(zip([*names, "own"], values, strict=True))
-            for name in ("mean", "smoothed_mean"):
-                row[name] = np.frombuffer(row[name], "<f4")
-            records.append(VideoRecord(**row, shared=shared[row["collection"]]))
-        records.sort(key=lambda record: (record.added, record.id))
-        return {record.id: record for record in records}
-
-    def _assemble(
-        self, table: Any, videos: dict[int, VideoRecord], collections: dict[str, Collection], tables: dict[str, Any]
-    ) -> Snapshot:
-        counts = dict.fromkeys(collections, (0, 0))
-        for record in videos.values():
-            number, frames = counts[record.collection]
-            counts[record.collection] = (number + 1, frames + record.num_frames)
-        filled = {
-            name: replace(each, num_videos=counts[name][0], num_frames=counts[name][1])
-            for name, each in collections.items()
-            if counts[name][0]
-        }
-        if lost := [name for name in filled if tables.get(name) is None]:
-            raise LibraryError(
-                f"{self.path} cannot be read: its table {schema.FRAMES}{lost[0]} is missing or damaged; "
-                "restore it from a copy, or index the videos into a new library"
-            )
-        used = {name: tables[name] for name in filled}
-        return Snapshot(
-            place=self.path,
-            version=table.version,
-            videos=videos,
-            collections=filled,
-            tables=used,
-            table_versions={name: each.version for name, each in used.items()},
-            table=table,
-        )
 
     def size_on_disk(self) -> int | None:
         """Bytes of all files of a local folder's tables, old versions included."""
@@ -374,16 +271,31 @@ class Store:
         with self._mutex:
             self._snapshot, self._handles = None, {}
 
-    def thumbnails(self, video: int, columns: list[str], where: str = "") -> list[dict[str, Any]]:
-        """Rows of a video's thumbnails, in time order."""
-        with self._mutex:
-            table = self._latest(schema.THUMBNAILS) if self.as_of is None else self._at(schema.THUMBNAILS, self.as_of)
+    def thumbnail_times(self, video: int) -> list[float]:
+        """Seconds of a video's thumbnails, in order; remembered until some video's change."""
+        table = self._thumbnails()
         if table is None:
             return []
-        condition = f"video = {int(video)}" + (f" AND {where}" if where else "")
+        version, known = self._times
+        if version != table.version or len(known) > _MOST_REMEMBERED:
+            version, known = self._times = (table.version, {})
+        if video not in known:
+            with translated(self.path, "read"):
+                rows = table.search().where(f"video = {int(video)}").select(["time"]).to_arrow()
+            known[video] = sorted(rows["time"].to_pylist())
+        return known[video]
+
+    def thumbnail(self, video: int, seconds: float) -> bytes | None:
+        """The JPEG of exactly this time."""
+        table = self._thumbnails()
         with translated(self.path, "read"):
-            rows = table.search().where(condition).select(sorted({"time", *columns})).to_arrow().to_pylist()
-        return sorted(rows, key=lambda row: row["time"])
+            query = table.search().where(f"video = {int(video)} AND time = {seconds!r}").select(["jpeg"])
+            rows = query.to_arrow()["jpeg"].to_pylist()
+        return rows[0] if rows else None
+
+    def _thumbnails(self) -> Any:
+        with self._mutex:
+            return self._latest(schema.THUMBNAILS) if self.as_of is None else self._at(schema.THUMBNAILS, self.as_of)
 
     def history(self) -> list[tuple[datetime, int]]:
         """When `videos` changed, and the version it got; oldest first, as far as versions are kept."""
@@ -452,11 +364,6 @@ def _size(file: str) -> int:
         return os.stat(file).st_size
     except FileNotFoundError:
         return 0
-
-
-def _ready(table: Any, columns: list[str], where: str = "") -> Any:
-    condition = f"state = '{schema.READY}'" + (f" AND {where}" if where else "")
-    return table.search().where(condition).select(columns).to_arrow()
 
 
 def _utc(naive: datetime) -> datetime:

@@ -58,7 +58,9 @@ class Watch:
         expected = {Path(path) for path in known}
         expected = {path for path in expected if any(path.is_relative_to(_absolute(root)) for root in self._paths)}
         listed, unseen, problems = self._list(expected)
-        settled, pending, seen = [], [], {}
+        settled: list[Path] = []
+        pending: list[Path] = []
+        seen: dict[Path, Signature] = {}
         for path in listed:
             mark = signature(path)
             if mark is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import stat
@@ -19,15 +18,17 @@ from everyframe.serve.errors import BadRequest, Conflict, DiskFull, NotFound, Wr
 from everyframe.serve.files import is_full, safe_name
 from everyframe.serve.jobs import Job, Work
 from everyframe.serve.routes import Serving, problems
-from everyframe.serve.security import BodyTooLarge
 from everyframe.serve.service import Service
 from everyframe.serve.sniff import HEAD, VIDEO_SENTENCE, Container, video_container
 from everyframe.serve.uploads import read_file_field
 from everyframe.video.identity import identity
 
 router = APIRouter(tags=["adding videos"])
-_DRAIN_BYTES = 1 << 30
-_DRAIN_SECONDS = 30.0
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string", "enum": ["progress"]}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
 
 
 @router.post(
@@ -87,9 +88,6 @@ async def _uploaded(request: Request, service: Service) -> Job:
     try:
         job, taken = await _received(request, service, folder)
         return job
-    except WrongKind:
-        await _drain(request)  # a browser that is still sending would not see the answer
-        raise
     except OSError as error:
         if is_full(error):
             raise DiskFull("the server's disk is full") from error
@@ -146,23 +144,6 @@ class _Upload:
     async def close(self) -> None:
         if self._file is not None:
             await self._service.on_disk(self._file.close)
-
-
-async def _drain(request: Request) -> None:
-    """Read on for a while, and forget what is read."""
-    taken = 0
-
-    async def read() -> None:
-        nonlocal taken
-        async for chunk in request.stream():
-            taken += len(chunk)
-            if taken > _DRAIN_BYTES:
-                return
-
-    try:
-        await asyncio.wait_for(read(), _DRAIN_SECONDS)
-    except (asyncio.TimeoutError, BodyTooLarge, RuntimeError):
-        return
 
 
 async def _named(request: Request, service: Service) -> Job:
@@ -261,7 +242,7 @@ async def cancel_job(job: Found, service: Serving) -> Response:
         **problems(404, 422),
         200: {
             "description": "Server-sent events named progress, each with what /api/jobs/{job} answers",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
     },
 )

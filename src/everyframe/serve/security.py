@@ -7,6 +7,8 @@ request that a browser says comes from another page is refused, and off this mac
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -42,6 +44,7 @@ _HEADERS = (
 )
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _SMALL_BODY = 1 << 16
+_DRAINED_BYTES, _DRAIN_SECONDS = 1 << 28, 10.0
 
 
 class BodyTooLarge(Exception):
@@ -81,7 +84,8 @@ def size_text(size: int) -> str:
     """3000000 -> "3 MB"."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
         if size >= unit:
-            return f"{size / unit:.3g} {name}"
+            value = size / unit
+            return f"{value:.0f} {name}" if value >= 10 else f"{value:.2g} {name}"
     return f"{size} bytes"
 
 
@@ -105,7 +109,7 @@ class Guard:
         if scope["type"] != "http":  # there are no websockets here
             await send({"type": "websocket.close", "code": 1008})
             return
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, receive, send)
         refused = self._refusal(exchange)
         if refused is not None:
             await exchange.answer(*refused)
@@ -124,7 +128,7 @@ class Guard:
             await exchange.answer(413, str(BodyTooLarge(limit)), (b"connection", b"close"))
             return
         try:
-            await self._app(scope, _limited(receive, limit), exchange.send)
+            await self._app(scope, exchange.limited(limit), exchange.send)
         except BodyTooLarge as error:
             await exchange.answer(413, str(error), (b"connection", b"close"))
         except Exception:
@@ -186,13 +190,15 @@ class Guard:
 
 
 class _Exchange:
-    """One request: its headers, and the way back."""
+    """One request: its headers, its body, and the way back."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.id = secrets.token_hex(6)
-        self._send = send
         self.started = False
+        self._receive, self._send = receive, send
+        length = self.header(b"content-length")
+        self._more = length not in (None, "0") or self.header(b"transfer-encoding") is not None
         scope["everyframe.request_id"] = self.id
 
     def header(self, name: bytes) -> str | None:
@@ -207,10 +213,38 @@ class _Exchange:
             return []
         return [jar[name].value] if name in jar else []
 
+    def limited(self, limit: int) -> Receive:
+        """The body, of which more than `limit` bytes raise: what Content-Length says is not what comes."""
+        count = 0
+
+        async def receive() -> Message:
+            nonlocal count
+            message = await self._received()
+            count += len(message.get("body", b""))
+            if count > limit:
+                raise BodyTooLarge(limit)
+            return message
+
+        return receive
+
+    async def _received(self) -> Message:
+        message = await self._receive()
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def _drain(self) -> None:
+        """Read on for a while. A client that is still sending when the connection closes never sees the answer."""
+        taken = 0
+        while self._more and taken < _DRAINED_BYTES:
+            taken += len((await self._received()).get("body", b""))
+
     async def send(self, message: Message) -> None:
         """Pass a message on, with the headers that every answer has."""
         if message["type"] == "http.response.start":
             self.started = True
+            if self._more and message["status"] >= 400:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._drain(), _DRAIN_SECONDS)
             present = {key for key, _ in message["headers"]}
             added = [(key, value) for key, value in _HEADERS if key not in present]
             message["headers"] = [*message["headers"], *added, (b"x-request-id", self.id.encode())]
@@ -228,22 +262,6 @@ class _Exchange:
 def _is_page(path: str) -> bool:
     """What holds nothing of the library, and is there before the token is."""
     return path in ("/", "/docs", "/favicon.ico") or path.startswith("/static/")
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    """The same, but more than `limit` bytes of body raise: what Content-Length says is not what comes."""
-    count = 0
-
-    async def limited() -> Message:
-        nonlocal count
-        message = await receive()
-        if message["type"] == "http.request":
-            count += len(message.get("body", b""))
-            if count > limit:
-                raise BodyTooLarge(limit)
-        return message
-
-    return limited
 
 
 def _same(given: str, wanted: str) -> bool:

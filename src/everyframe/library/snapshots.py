@@ -1,0 +1,136 @@
+"""One consistent state of a library, in memory: videos, collections, and the tables that hold their frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from everyframe.library import schema
+from everyframe.library.errors import LibraryError, translated
+from everyframe.library.records import Collection, VideoRecord
+
+_NOT_IN_RECORDS = ("state", "roles", "content", "provenance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All videos at one moment, and frames tables that hold every row of them. Never changes."""
+
+    place: str
+    version: int
+    videos: dict[int, VideoRecord]
+    collections: dict[str, Collection]
+    tables: dict[str, Any] = field(repr=False)
+    table_versions: dict[str, int] = field(repr=False)
+    table: Any = field(repr=False)
+    """`videos` at `version`; None of a library that is not there yet."""
+
+    @cached_property
+    def _by_collection(self) -> dict[str, list[VideoRecord]]:
+        lists: dict[str, list[VideoRecord]] = {name: [] for name in self.collections}
+        for record in self.videos.values():
+            lists[record.collection].append(record)
+        return lists
+
+    def by_collection(self, collection_id: str) -> list[VideoRecord]:
+        """Its videos in the order they were added."""
+        return self._by_collection.get(collection_id, [])
+
+    def frames(self, collection_id: str) -> Any:
+        """Its LanceDB table of frames, which stays at one version. KeyError for a collection that is not there.
+
+        It may hold rows of videos that are not in `videos`: being added, or removed.
+        """
+        return self.tables[collection_id]
+
+    def facts(self, videos: Iterable[int], columns: list[str]) -> dict[int, dict[str, Any]]:
+        """{id: row} with columns that records leave out ("roles", "content")."""
+        numbers = ", ".join(str(int(video)) for video in videos)
+        with translated(self.place, "read"):
+            rows = ready_rows(self.table, ["id", *columns], f"id IN ({numbers})")
+            return {row["id"]: row for row in rows.to_pylist()}
+
+
+def empty(place: str) -> Snapshot:
+    """Of a library that is not there yet."""
+    return Snapshot(place=place, version=0, videos={}, collections={}, tables={}, table_versions={}, table=None)
+
+
+def assemble(
+    place: str,
+    table: Any,
+    videos: dict[int, VideoRecord],
+    collections: dict[str, Collection],
+    tables: dict[str, Any],
+) -> Snapshot:
+    """table: `videos` at the version that was read. tables: frames by collection, None where there is none."""
+    counts = dict.fromkeys(collections, (0, 0))
+    for record in videos.values():
+        number, frames = counts[record.collection]
+        counts[record.collection] = (number + 1, frames + record.num_frames)
+    filled = {
+        name: replace(each, num_videos=counts[name][0], num_frames=counts[name][1])
+        for name, each in collections.items()
+        if counts[name][0]
+    }
+    if lost := [name for name in filled if tables.get(name) is None]:
+        raise LibraryError(
+            f"{place} cannot be read: its table {schema.FRAMES}{lost[0]} is missing or damaged; "
+            "restore it from a copy, or index the videos into a new library"
+        )
+    used = {name: tables[name] for name in filled}
+    return Snapshot(
+        place=place,
+        version=table.version,
+        videos=videos,
+        collections=filled,
+        tables=used,
+        table_versions={name: each.version for name, each in used.items()},
+        table=table,
+    )
+
+
+def read_collections(place: str, table: Any) -> dict[str, Collection]:
+    """All collections, oldest first, with nothing counted yet."""
+    found = {}
+    with translated(place, "read"):
+        for row in sorted(table.search().to_arrow().to_pylist(), key=lambda each: each["created"]):
+            settings = json.loads(row["settings"])
+            found[row["id"]] = Collection(
+                id=row["id"],
+                label=row["label"],
+                model=json.loads(row["model"]),
+                settings=settings,
+                dim=row["dim"],
+                of_clips="clip_seconds" in settings,
+                num_videos=0,
+                num_frames=0,
+            )
+    return found
+
+
+def read_records(place: str, table: Any, collections: dict[str, Collection]) -> dict[int, VideoRecord]:
+    """All ready videos, in the order they were added."""
+    shared = {name: {"model": each.model, "settings": each.settings} for name, each in collections.items()}
+    names = [name for name in table.schema.names if name not in _NOT_IN_RECORDS]
+    records = []
+    with translated(place, "read"):
+        rows = ready_rows(table, [*names, "provenance"])
+        for values in zip(*(rows[name].to_pylist() for name in [*names, "provenance"]), strict=True):
+            row = dict(zip([*names, "own"], values, strict=True))
+            for name in ("mean", "smoothed_mean"):
+                row[name] = np.frombuffer(row[name], "<f4")
+            records.append(VideoRecord(**row, shared=shared[row["collection"]]))
+    records.sort(key=lambda record: (record.added, record.id))
+    return {record.id: record for record in records}
+
+
+def ready_rows(table: Any, columns: list[str], where: str = "") -> Any:
+    """An Arrow table of the columns of ready videos."""
+    condition = f"state = '{schema.READY}'" + (f" AND {where}" if where else "")
+    return table.search().where(condition).select(columns).to_arrow()
