@@ -1,4 +1,4 @@
-"""What all tests share to save time: one tree of commands, one server of processes."""
+"""What all tests share to save time: one tree of commands, one light model, one server of processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+import checkpoints
+from everyframe.backbone import Model, load
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +24,12 @@ def _one_command_tree() -> Iterator[None]:
         patch.setattr(typer.main, "get_command", build)
         patch.setattr(typer.testing, "_get_command", build)
         yield
+
+
+@pytest.fixture(scope="session")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """See `checkpoints.light`."""
+    return load(checkpoints.light(tmp_path_factory.mktemp("light")), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -45,13 +45,6 @@ def model() -> ef.Model:
 
 
 @pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> ef.Model:
-    """As many patches as the bundled model and a tenth of its work: for what does not depend on the weights."""
-    folder = tmp_path_factory.mktemp("light")
-    return ef.load(checkpoints.clip(folder, image_size=112, width=32, depth=2, heads=2, context=64), device="cpu")
-
-
-@pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two H.264 videos of a moving texture, the second twice as long and with a cut, and a broken one."""
     folder = tmp_path_factory.mktemp("clips")

@@ -34,7 +34,7 @@ needs_videos = pytest.mark.skipif(not VIDEOS.is_dir(), reason="the real videos a
 
 @pytest.fixture
 def library(tmp_path):
-    with Library(tmp_path / "library") as opened:
+    with Library(tmp_path / "my library #1 (é), 100%20") as opened:
         yield opened
 
 

@@ -575,13 +575,14 @@ def test_an_empty_library_is_served(tmp_path):
         (["--library", "{new}", "--max-upload", "lots"], "--max-upload must be"),
         (["--library", "{new}", "--videos", "/does/not/exist"], "is not a folder"),
         (["--library", "{new}", "--encoder", "vidtldr"], "--encoder must be"),
+        (["--library", "{archive}", "--collection", "other"], "holds no collection other"),
     ],
 )
-def test_bad_options_are_one_sentence(tmp_path, server, monkeypatch, capsys, options, part):
+def test_bad_options_are_one_sentence(tmp_path, archive, server, monkeypatch, capsys, options, part):
     (tmp_path / "notes").mkdir()
     (tmp_path / "new").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
-    places = {"foreign": tmp_path / "notes", "new": tmp_path / "new", "taken": server.port}
+    places = {"foreign": tmp_path / "notes", "new": tmp_path / "new", "taken": server.port, "archive": archive}
     monkeypatch.setattr(sys, "argv", ["everyframe", "serve", *(option.format(**places) for option in options)])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -633,7 +634,7 @@ def test_two_collections_are_never_mixed(library, tmp_path):
         assert like.status_code == 200 and like.json()["collection"]["id"] == small.id, like.text
         mixed = api.get(f"/api/search?like={video}@1&collection={every['collection']['id']}")
         assert mixed.status_code == 422 and "not in the collection" in mixed.json()["detail"]
-    with in_process(tmp_path / "two", collection=small.label) as api:
+    with in_process(tmp_path / "two", collection=small.id) as api:
         assert api.get("/api/search?q=circle").json()["collection"]["id"] == small.id
 
 

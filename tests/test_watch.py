@@ -81,18 +81,18 @@ def test_files_in_the_library_and_files_that_are_no_videos_do_not_count(tmp_path
     assert watch.first(5.0) == [film]
 
 
-def test_what_is_gone_is_told_once_and_at_the_second_look(tmp_path: Path) -> None:
+def test_what_is_gone_is_told_once_and_at_the_third_look(tmp_path: Path) -> None:
     film, other = put(tmp_path / "film.mp4"), put(tmp_path / "other.mp4")
     elsewhere = tmp_path.parent / "not-watched.mp4"
     known = [film, other, elsewhere]
     watch = Watch([tmp_path])
     assert watch.look(known).gone == []
     film.unlink()
-    assert [watch.look(known).gone for _ in range(4)] == [[], [film], [], []]
+    assert [watch.look(known).gone for _ in range(5)] == [[], [], [film], [], []]
     put(film)
     assert watch.look(known).gone == []
     film.unlink()
-    assert [watch.look(known).gone for _ in range(2)] == [[], [film]]  # a second time, a second report
+    assert [watch.look(known).gone for _ in range(3)] == [[], [], [film]]  # a second time, a second report
 
 
 @pytest.mark.parametrize("how", ["the folder is gone", "the folder is empty"])
@@ -105,9 +105,9 @@ def test_a_disk_that_is_not_mounted_makes_nothing_gone(tmp_path: Path, how: str)
     shutil.rmtree(disk)
     if how == "the folder is empty":
         disk.mkdir()
-    looks = [watch.look([film]) for _ in range(3)]
-    assert [look.gone for look in looks] == [[], [], []]
-    assert "disk" in looks[0].problems[0] and [len(look.problems) for look in looks] == [1, 0, 0]
+    looks = [watch.look([film]) for _ in range(4)]
+    assert [look.gone for look in looks] == [[], [], [], []]
+    assert "disk" in looks[0].problems[0] and [len(look.problems) for look in looks] == [1, 0, 0, 0]
     put(film)
     assert watch.look([film]) == watch.look([film])
     assert watch.look([film]).settled == []  # it is what it was
@@ -142,18 +142,23 @@ class Watching:
     def _read(self) -> None:
         for line in self.process.stdout or ():
             self._lines.put(line)
+        self._lines.put("")  # it has ended
 
     def next(self, timeout: float = 60.0) -> tuple[str, str]:
         """(status, name) of the next video that it tells of."""
         try:
-            facts = json.loads(self._lines.get(timeout=timeout))
+            line = self._lines.get(timeout=timeout)
         except queue.Empty:
+            line = ""
+        if not line:
             self.process.kill()
-            pytest.fail(f"nothing was told in {timeout} s; standard error: {self.process.communicate()[1]}")
+            pytest.fail(f"nothing more was told; standard error: {self.process.communicate()[1]}")
+        facts = json.loads(line)
         return facts["status"], Path(facts["source"]).name
 
-    def said_nothing_more(self) -> bool:
-        return self._lines.empty()
+    def told(self) -> list[str]:
+        """What else it told of until it ended."""
+        return list(iter(self._lines.get, ""))
 
 
 @pytest.fixture()
@@ -197,9 +202,9 @@ def test_a_process_adds_what_comes_and_removes_what_goes(watching: Watching, tmp
     assert watching.next() == ("removed", "slow.mp4")
 
     watching.process.send_signal(signal.SIGINT)
-    _, errors = watching.process.communicate(timeout=30)
-    assert watching.process.returncode == 0, errors
-    assert "Traceback" not in errors and watching.said_nothing_more()
+    assert watching.process.wait(timeout=30) == 0
+    errors = watching.process.stderr.read()
+    assert "Traceback" not in errors and watching.told() == []
     with ef.Library(tmp_path / "archive") as library:
         (left,) = library.videos()
         assert left.path == str(folder / "below" / "moved.mp4")

@@ -336,8 +336,11 @@ class _Run:
 
     def _check_gone(self) -> None:
         """Videos of the library below the folders that are not there any more."""
-        for _ in range(2):  # the second look tells
-            changes = self._watch.look(record.path for record in self._archive.videos())
+        from everyframe.pipeline.watch import LOOKS_GONE
+
+        known = [record.path for record in self._archive.videos()]
+        for _ in range(LOOKS_GONE):  # nothing is expected to happen in between
+            changes = self._watch.look(known)
         self._gone(changes)
 
     def _gone(self, changes: Changes) -> None:

@@ -96,9 +96,9 @@ def direction(query: Any, dim: int, model: str) -> Direction:
     """
     if not isinstance(query, Query):
         return Direction(_unit(query, dim, model), 1.0)
-    vector = np.mean([_unit(each, dim, model) for each in query.positive], axis=0, dtype=np.float64)
+    vector = np.stack([_unit(each, dim, model) for each in query.positive]).mean(axis=0, dtype=np.float64)
     if query.negative:
-        away = np.mean([_unit(each, dim, model) for each in query.negative], axis=0, dtype=np.float64)
+        away = np.stack([_unit(each, dim, model) for each in query.negative]).mean(axis=0, dtype=np.float64)
         vector = vector - query.negative_weight * away
     length = float(np.linalg.norm(vector))
     if length < 1e-6:

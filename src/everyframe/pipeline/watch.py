@@ -13,6 +13,10 @@ from pathlib import Path
 
 from everyframe.video import NoVideosError, VideoError, find_videos
 
+# A file that was moved while a look was on may be seen at neither place, then at the new one, and has settled there at
+# the third look, where it is known to be the same.
+LOOKS_GONE = 3
+
 Signature = tuple[int, int, int]  # files, bytes, time of the last change in ns
 
 
@@ -21,7 +25,7 @@ class Changes:
     """What one look found.
 
     settled: new or changed videos that look as they did the last time, which are complete as far as can be seen.
-    pending: those that do not yet. gone: known videos that have been missing for two looks, once. problems: sentences
+    pending: those that do not yet. gone: known videos that have been missing for three looks, once. problems: sentences
     about what could not be looked at, once.
     """
 
@@ -71,8 +75,7 @@ class Watch:
         missing = {path for path in expected if not path.exists()}
         missing = {path for path in missing if not any(path.is_relative_to(place) for place in unseen)}
         self._missing = {path: self._missing.get(path, 0) + 1 for path in missing}
-        # At the second look: a file that was moved has by then settled in its new place and is known to be the same.
-        gone = sorted(path for path, looks in self._missing.items() if looks == 2)
+        gone = sorted(path for path, looks in self._missing.items() if looks == LOOKS_GONE)
         self._seen = seen
         fresh = [problem for problem in problems if problem not in self._said]
         self._said = set(problems)

@@ -47,7 +47,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.library = Library(settings.library)
-        self.library.exists()  # raises for a folder that holds other things
+        if self.library.exists() and settings.collection is not None:  # raises for a folder that holds other things
+            self.library.collection(settings.collection)
         self.place = Workplace(self.library.path, is_local=settings.is_local)
         self.files = KnownFiles()
         self.disk = ThreadPoolExecutor(8, thread_name_prefix="disk")
