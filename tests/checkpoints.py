@@ -101,14 +101,14 @@ def clip(
     return folder
 
 
-def light(folder: Path) -> Path:
+def light(folder: Path, *, depth: int = 2) -> Path:
     """As many patches as the bundled model has, a tenth of its work, and a residual tokenizer beside it: for what does
     not depend on the weights.
     """
     from everyframe.backbone import load
     from everyframe.encoders import ResidualTokenizer
 
-    model = load(clip(folder, image_size=112, width=32, depth=2, heads=2, context=64), device="cpu")
+    model = load(clip(folder, image_size=112, width=32, depth=depth, heads=2, context=64), device="cpu")
     facts = {"weights_sha256": model.weights_sha256, "drop": 0.85}
     torch.manual_seed(0)
     ResidualTokenizer(model.dim, model.vision.config.width, facts=facts).save(folder / "residual_tokenizer.safetensors")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import checkpoints
 import everyframe as ef
 from everyframe.cli import app
 from everyframe.cli.clip_encoder import parse_clip
@@ -30,8 +31,8 @@ OPTIONS = ["--r", "2", "--clips", "1:2,2:2,3:3", "--remove-cross", "30", "--remo
 
 
 @pytest.fixture(scope="module")
-def model() -> ef.Model:
-    return ef.load("bundled", device="cpu")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ef.Model:
+    return ef.load(checkpoints.light(tmp_path_factory.mktemp("model"), depth=4), device="cpu")
 
 
 @pytest.fixture(scope="module")

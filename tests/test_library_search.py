@@ -8,7 +8,6 @@ import threading
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,7 +130,7 @@ def test_few_near_frames_lead_to_the_same_hits(library, stored, monkeypatch):
     monkeypatch.setattr(looking, "_ROUNDS", (1, 4, 64))
     monkeypatch.setattr(looking, "_FIRST_SECONDS", 1.0)
     monkeypatch.setattr(looking, "_PLACES_AT_ONCE", 2)
-    for query in queries(20, seed=2):
+    for query in queries(6, seed=2):
         check_same(library.search(query), retrieval.search(stored, query))
 
 
@@ -212,7 +211,7 @@ def test_rows_of_other_videos_and_videos_in_two_files(tmp_path, way):
         late = np.flatnonzero(rows["time"].to_numpy() >= 35)
         table.add(rows.take(late))
         check_same(library.search(query), expected)
-        times, scores = library.curve(expected_id(library, stored[2]), query)
+        times, _ = library.curve(expected_id(library, stored[2]), query)
         assert np.array_equal(times, stored[2].times)
 
 
@@ -327,7 +326,8 @@ def test_growth_makes_a_new_index_and_removal_of_all_leaves_an_empty_library(tmp
         for first, name in ((0, "embedding_1200"), (2, "embedding_3600")):
             list(library.add_all(scenes(f"/v/{first}{number}.mp4", 600, rng) for number in range(first + 2)))
             library.refresh()
-            (index,) = [each for each in library._store.frames(library.collection().id).list_indices() if "embedding" in each.columns]
+            indexes = library._store.frames(library.collection().id).list_indices()
+            (index,) = [each for each in indexes if "embedding" in each.columns]
             assert index.name == name and index.num_indexed_rows == int(name.removeprefix("embedding_"))
         collection = library.collection()
         library.remove(*[video.id for video in library.videos()])
@@ -408,7 +408,7 @@ def test_killed_build_leaves_the_index_as_it_was(large, monkeypatch):
     small_sizes(monkeypatch)
     query = queries(1, 64)[0]
     before, state = large.search(query), large.index_state()
-    for delay in (0.0, 0.05, 0.15):
+    for delay in (0.0, 0.1):
         child = subprocess.Popen([sys.executable, "-c", BUILDER, large.path], stdout=subprocess.PIPE, text=True)
         assert child.stdout.readline() == "building\n"
         assert large.index_state().building  # seen from another process
@@ -418,4 +418,3 @@ def test_killed_build_leaves_the_index_as_it_was(large, monkeypatch):
         child.stdout.close()
         assert large.search(query) == before
         assert large.index_state() == state
-    assert Path(large.path, "index.lock").exists()

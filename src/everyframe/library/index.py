@@ -1,6 +1,6 @@
 """The index of a collection's frames: when one is due, how it is made, and what state it is in.
 
-Up to `INDEX_FRAMES` frames every search looks at all of them. Above, an IVF_RQ index (RaBitQ: a bit per dimension)
+Up to `INDEX_FRAMES` frames every search looks at all of them. Above, an IVF_RQ index (RaBitQ: a few bits per dimension)
 finds those that may be nearest, and their stored vectors rank them exactly. New frames are searched beside the index
 until `refresh` takes them in.
 
@@ -40,6 +40,9 @@ _SCALAR_FRAMES = 20_000
 _MOST_UNINDEXED = 20_000
 # An index describes the rows it was made of; with many times as many, or many parts added to it, it is made anew.
 _REBUILD_GROWTH, _MOST_SEGMENTS = 4, 16
+# Of a dimension in the index; the most with which it stays that small, and is cached whole, but never fewer than two:
+# with one, the cosines of texts, which differ little, are lost in its noise (docs/library.md).
+_MOST_BITS, _FEWEST_BITS, _INDEX_BYTES = 4, 2, 768 << 20
 _NAME = "embedding_"  # and the number of rows it was made of
 _ITERATIONS = 10  # of k-means; 50, the default, find no better partitions and take twice as long
 _TRIES = 3
@@ -201,16 +204,26 @@ def _rows_when_built(name: str) -> int:
     return max(int(digits), INDEX_FRAMES) if digits.isdecimal() else INDEX_FRAMES
 
 
+def _bits(frames: int, dim: int) -> int:
+    for bits in range(_MOST_BITS, _FEWEST_BITS, -1):
+        if frames * (dim * bits // 8 + 24) <= _INDEX_BYTES:
+            return bits
+    return _FEWEST_BITS
+
+
 def _take(table: Any, step: Step) -> None:
     indexes = require("lancedb.index", extra="library")
     if step == "videos":
         table.create_index("video", config=indexes.BTree())
     elif step == "build":
         dim = table.schema.field(EMBEDDING).type.list_size
-        kind = indexes.IvfRq if dim % 8 == 0 else indexes.IvfSq  # RaBitQ takes no other dims
+        frames, options = table.count_rows(), {"distance_type": "cosine", "max_iterations": _ITERATIONS}
+        if dim % 8 == 0:
+            config = indexes.IvfRq(num_bits=_bits(frames, dim), **options)
+        else:  # RaBitQ takes no other dims
+            config = indexes.IvfSq(**options)
         # A new name, so that the old index stays until the new one is there; "drop" removes it then.
-        name = f"{_NAME}{table.count_rows()}"
-        table.create_index(EMBEDDING, config=kind(distance_type="cosine", max_iterations=_ITERATIONS), name=name)
+        table.create_index(EMBEDDING, config=config, name=f"{_NAME}{frames}")
     elif step == "extend":
         table.optimize(cleanup_older_than=_FOREVER)
     else:

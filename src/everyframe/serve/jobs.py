@@ -24,7 +24,9 @@ FINAL = ("done", "failed", "cancelled")
 _KEPT = 200
 _WAKE_SECONDS = 1.0
 _THROTTLE_SECONDS = 0.1
-_LONGER_FOR_PICTURES = 5  # thumbnails of a long video come without word of progress
+# How much longer than else it may say nothing: while a model is fetched, while thumbnails of a long video are made.
+_LONGER_TO_START = 5
+_LONGER_FOR_PICTURES = 5
 
 
 @dataclass(kw_only=True)
@@ -54,6 +56,7 @@ class Job:
     error: str | None = None
     video: int | None = None
     pid: int | None = None
+    folder: Path | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
@@ -92,12 +95,11 @@ class Jobs:
         at_once: int,
         waiting: int,
         stall_seconds: float,
-        start_seconds: float,
     ) -> None:
         self._add, self._remove, self._limits = add, remove, limits
         self._slots = asyncio.Semaphore(at_once)
         self._most = at_once + waiting
-        self._stall, self._start = stall_seconds, start_seconds
+        self._stall = stall_seconds
         self._jobs: dict[str, Job] = {}
         self.stopping = False
 
@@ -109,7 +111,7 @@ class Jobs:
     def submit(self, work: Work) -> Job:
         """Raises TooMany."""
         self.check_room()
-        job = Job(id=secrets.token_hex(8), name=work.name)
+        job = Job(id=secrets.token_hex(8), name=work.name, folder=work.folder)
         self._remember(job)
         job.task = asyncio.ensure_future(self._run(job, work))
         return job
@@ -134,7 +136,7 @@ class Jobs:
             return
         if job.state == "adding":
             raise Conflict(f"{job.name} is just being added to the library; remove it from there when it is")
-        await _cancelled(job)
+        await self._end(job)
 
     async def watch(self, job: Job) -> AsyncIterator[Job | None]:
         """The job whenever it changed, at last in its final state; None now and then while nothing happens."""
@@ -158,13 +160,25 @@ class Jobs:
         """End all of them."""
         self.stopping = True
         for job in self._jobs.values():
-            await _cancelled(job)
+            await self._end(job)
 
     def _remember(self, job: Job) -> None:
         self._jobs[job.id] = job
         old = [each for each in self._jobs.values() if each.final]
         for each in old[: max(0, len(self._jobs) - _KEPT)]:
             del self._jobs[each.id]
+
+    async def _end(self, job: Job) -> None:
+        """Cancel it, or wait where it is too late for that."""
+        if job.task is None:
+            return
+        if job.state != "adding":
+            job.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([job.task])
+        if not job.final and job.folder is not None:  # cancelled before it took its first step
+            job.set(state="cancelled", error="cancelled")
+            await self._remove(job.folder)
 
     async def _run(self, job: Job, work: Work) -> None:
         try:
@@ -194,15 +208,12 @@ class Jobs:
         child = await Child.start("encode", task, self._limits)
         try:
             job.set(pid=child.pid)
-            patience = self._start
-            async for message in child.answers(patience):
-                if "loaded" in message:
-                    break
-                job.set(**_progress(message))
-            patience = self._stall
+            patience = _LONGER_TO_START * self._stall
             while True:
                 message = await child.answer(patience)
                 job.set(**_progress(message))
+                if "loaded" in message:
+                    patience = self._stall
                 if "pictures" in message:
                     patience = _LONGER_FOR_PICTURES * self._stall
                 if "done" in message:
@@ -210,14 +221,6 @@ class Jobs:
         finally:
             job.set(pid=None)
             await asyncio.shield(child.close())
-
-
-async def _cancelled(job: Job) -> None:
-    if job.task is not None and not job.task.done():
-        if job.state != "adding":
-            job.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([job.task])
 
 
 def _progress(message: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from everyframe.library import Collection, VideoRecord
 from everyframe.serve.answers import JobAnswer, JobsAnswer, StartedAnswer
-from everyframe.serve.errors import BadRequest, Conflict, DiskFull, NotFound, WrongKind
+from everyframe.serve.errors import BadRequest, Conflict, DiskFull, NotFound, TooLarge, WrongKind
 from everyframe.serve.files import is_full, safe_name
 from everyframe.serve.jobs import Job, Work
 from everyframe.serve.routes import Serving, problems
@@ -23,6 +23,7 @@ from everyframe.serve.sniff import HEAD, VIDEO_SENTENCE, Container, video_contai
 from everyframe.serve.uploads import read_file_field
 from everyframe.video.identity import identity
 
+_JSON_BYTES = 1 << 16
 router = APIRouter(tags=["adding videos"])
 _EVENT = {
     "type": "object",
@@ -148,8 +149,13 @@ class _Upload:
 
 async def _named(request: Request, service: Service) -> Job:
     """A file below one of the folders that the server was told of."""
+    text = b""
+    async for chunk in request.stream():
+        text += chunk
+        if len(text) > _JSON_BYTES:
+            raise TooLarge("the path is longer than any")
     try:
-        body = await request.json()
+        body = json.loads(text)
     except ValueError as error:
         raise BadRequest("the body is not JSON") from error
     path = body.get("path") if isinstance(body, dict) and set(body) == {"path"} else None

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
+from everyframe.serve.errors import TooLarge
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -47,12 +49,11 @@ _SMALL_BODY = 1 << 16
 _DRAINED_BYTES, _DRAIN_SECONDS = 1 << 28, 10.0
 
 
-class BodyTooLarge(Exception):
+class BodyTooLarge(TooLarge):
     """More came than the request may hold."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the request is larger than the {size_text(limit)} that it may have")
-        self.limit = limit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,6 @@ class Service:
             at_once=settings.jobs_at_once,
             waiting=settings.jobs_waiting,
             stall_seconds=settings.stall_seconds,
-            start_seconds=settings.start_seconds,
         )
         self._first_load: asyncio.Future[None] | None = None
 

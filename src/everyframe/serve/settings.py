@@ -36,8 +36,7 @@ class Settings:
     collection: the one that is searched where a request names none.
     encoder, fps: how added videos are read; None: as those of the collection.
     max_upload: bytes. jobs_at_once, jobs_waiting: of videos that are being added.
-    stall_seconds: a child process that says nothing for so long is ended. start_seconds: the same until it has loaded
-        its model, which may be fetched from the hub.
+    stall_seconds: a child process that says nothing for so long is ended.
     preview_bytes: how much the folder of converted videos may hold.
     """
 
@@ -56,7 +55,6 @@ class Settings:
     jobs_at_once: int = 1
     jobs_waiting: int = 20
     stall_seconds: float = 120.0
-    start_seconds: float = 900.0
     preview_bytes: int = 5 * 10**9
     search_threads: int = 4
     query_cache: int = 4096
@@ -69,7 +67,7 @@ class Settings:
                 "--token must be 12 to 200 letters, digits, dots, dashes, underscores or tildes; leave it out and one "
                 "is made up where it is needed"
             )
-        for name in ("max_upload", "jobs_at_once", "stall_seconds", "start_seconds", "preview_bytes"):
+        for name in ("max_upload", "jobs_at_once", "stall_seconds", "preview_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be more than 0, got {getattr(self, name)}")
         if self.fps is not None and not 0 < self.fps <= 1000:
