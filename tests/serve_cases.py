@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 PATIENCE = 60
 
@@ -117,3 +118,16 @@ def running(library: str | Path, *options: str, threads: int = 1) -> Iterator[Se
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait(PATIENCE)
+
+
+@contextmanager
+def in_process(library: str | Path, **settings: Any) -> Iterator[Any]:
+    """A client of the same application in this process: for what needs no process of its own."""
+    from starlette.testclient import TestClient
+
+    from everyframe.serve import Settings
+    from everyframe.serve.app import create_app
+
+    app, _ = create_app(Settings(library=str(library), **settings))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client

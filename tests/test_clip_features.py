@@ -301,7 +301,7 @@ def test_the_command_line_from_videos_to_hits(model: ef.Model, video: Path, tmp_
     folder.mkdir()
     for seed, seconds in enumerate((3, 5)):
         render(folder / f"v{seed}.mp4", seconds, seed=seed)
-    command = ["encode", folder, "--model", "bundled", *OPTIONS, "--clip", "2s", "--out", out, "--json"]
+    command = ["encode", folder, "--model", model.folder, *OPTIONS, "--clip", "2s", "--out", out, "--json"]
     result = cli(*command)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["done"] == 2

@@ -127,9 +127,9 @@ def test_few_near_frames_lead_to_the_same_hits(library, stored, monkeypatch):
     take(monkeypatch, "lookup")
     monkeypatch.setattr(looking, "_FEWEST", 8)
     monkeypatch.setattr(looking, "_EACH", 4)
-    monkeypatch.setattr(looking, "_ROUNDS", (1, 4, 64))
+    monkeypatch.setattr(looking, "_ROUNDS", 12)
     monkeypatch.setattr(looking, "_FIRST_SECONDS", 1.0)
-    monkeypatch.setattr(looking, "_PLACES_AT_ONCE", 2)
+    monkeypatch.setattr(looking, "_LOOKS_AT_ONCE", 3)
     for query in queries(6, seed=2):
         check_same(library.search(query), retrieval.search(stored, query))
 

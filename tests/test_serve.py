@@ -19,25 +19,14 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
-from starlette.testclient import TestClient
 
 import everyframe as ef
 from everyframe.cli import main
-from everyframe.library import Library
-from everyframe.library.query import Query
+from everyframe.library import Library, Query
 from everyframe.serve import Settings, parse_size
 from everyframe.serve import server as server_module
-from everyframe.serve.app import create_app
 from everyframe.serve.security import CSP, Guard, Rules, allowed_hosts
-from serve_cases import made_library, rendered, running, start
-
-
-@contextmanager
-def in_process(library, **settings):
-    """A client of the same application in this process: for what needs no process of its own."""
-    app, _ = create_app(Settings(library=str(library), **settings))
-    with TestClient(app, base_url="http://127.0.0.1") as client:
-        yield client
+from serve_cases import in_process, made_library, rendered, running, start
 
 
 @pytest.fixture(scope="module")

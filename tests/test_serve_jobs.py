@@ -1,6 +1,7 @@
 """Videos that are added through the server: real uploads to a real server, whose child processes are really killed."""
 
 import asyncio
+import fcntl
 import io
 import json
 import os
@@ -28,8 +29,9 @@ from everyframe.serve.settings import Limits
 from everyframe.serve.sniff import ISO, MATROSKA, MPEG_TS, picture_demuxer, video_container
 from everyframe.synthetic import synthesize
 from everyframe.video import write_video
-from serve_cases import PATIENCE, made_library, rendered, running
+from serve_cases import PATIENCE, in_process, made_library, rendered, running
 
+FORM = {"content-type": "multipart/form-data; boundary=x"}
 FINAL = ("done", "failed", "cancelled")
 
 
@@ -225,7 +227,7 @@ def test_polyglots_are_opened_by_the_reader_of_their_container_alone(api, archiv
         ({"json": {"path": 5}}, 422, "must be JSON"),
         ({"json": ["path"]}, 422, "must be JSON"),
         ({"json": {"path": "x", "more": 1}}, 422, "must be JSON"),
-        ({"json": {"path": "x" * 70_000}}, 413, "larger"),
+        ({"json": {"path": "x" * 70_000}}, 413, "longer"),
         ({"json": {"path": "/etc/passwd"}}, 404, "--videos"),
         ({"json": {"path": "../../../../etc/passwd"}}, 404, "--videos"),
         ({"json": {"path": "a\x00b"}}, 404, "--videos"),
@@ -294,12 +296,17 @@ def test_a_path_is_encoded_where_it_lies(api, archive, videos):
 
 
 def test_a_server_killed_at_work_leaves_nothing_behind(archive, videos, tmp_path):
+    """While one job waits to write to the library, which another process has locked, and one encodes."""
     copy = Path(shutil.copytree(archive, tmp_path / "copy"))
-    with running(copy) as server:
+    with running(copy, "--jobs", "2") as server, (copy / "writer.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with httpx.Client(base_url=server.url, timeout=PATIENCE) as api:
             before = api.get("/api/videos").json()["total"]
-            job = upload(api, fresh(videos, 9)).json()["job"]
-            wait(api, job, ("encoding",))
+            adding = upload(api, fresh(videos, 8)).json()["job"]
+            wait(api, adding, ("adding",))
+            refused = api.delete(f"/api/jobs/{adding}")
+            assert refused.status_code == 409 and "just being added" in refused.json()["detail"]
+            wait(api, upload(api, fresh(videos, 9)).json()["job"], ("encoding",))
         [child] = children(server)
         server.stop(signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE
@@ -309,6 +316,7 @@ def test_a_server_killed_at_work_leaves_nothing_behind(archive, videos, tmp_path
     assert partials(copy)
     with Library(copy) as library:
         assert len(library.videos()) == before
+        assert library.remove(library.videos()[0].id) == 1  # it can be written to
     Workplace(str(copy), is_local=True).sweep()  # what the next server does first
     assert not partials(copy)
 
@@ -339,7 +347,7 @@ def small_disk(folder, size):
 def test_a_full_disk_is_a_sentence(videos, tmp_path):
     with small_disk(tmp_path / "disk", "3m") as disk:
         library = made_library(disk)
-        with running(library) as server, httpx.Client(base_url=server.url, timeout=PATIENCE) as api:
+        with in_process(library) as api:
             answer = upload(api, fresh(videos, 5))
             assert answer.status_code == 507 and "disk" in answer.json()["detail"]
             assert not partials(library) and api.get("/api/search?q=red").status_code == 200
@@ -400,7 +408,7 @@ def test_a_child_keeps_to_its_limits(videos, tmp_path):
     for limits in ({"memory_bytes": 20_000_000}, {"file_bytes": 2000}):
         with pytest.raises(ChildError):
             asyncio.run(run(task, **limits))
-    with pytest.raises(ChildError, match="not a video"):
+    with pytest.raises(ChildError, match=r"new video\.mp4"):
         asyncio.run(run({**task, "demuxer": "avi"}))
     assert list(tmp_path.iterdir()) == []
     asyncio.run(run(task))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everyframe.library.hits import ArchiveHit, Best, Question
-from everyframe.library.moments import SMOOTH_SECONDS, Part, Peaked, part_of_curve, whole_curve
+from everyframe.library.moments import SMOOTH_SECONDS, Part, Peaked, part_of_curve, values_near, whole_curve
 from everyframe.library.reading import (
     DISTANCE_EPSILON,
     Near,
@@ -28,20 +29,20 @@ from everyframe.library.records import VideoRecord
 MOST_LISTED = 10_000
 """Videos in one SQL condition; 10,000 cost as much as three searches."""
 
-# How many of the nearest frames are asked for, at least and for each answer; four times as many while an answer may
+# How many of the nearest frames are asked for, at least and for each answer; more, so many times, while an answer may
 # be missing.
-_FEWEST, _EACH, _ROUNDS = 1024, 16, (1, 4)
+_FEWEST, _EACH, _MORE, _ROUNDS = 1024, 16, 4, 3
 # A video that holds more than this share of them is read as a whole, and the others are asked for without it.
 _CROWDED = 1 / 8
-# So many places are read at once, and whole videos where it has to be those.
-_PLACES_AT_ONCE, _VIDEOS_AT_ONCE = 16, 4
-# Read at first on both sides of a near frame.
-_FIRST_SECONDS = 15.0
+# So many places are looked at at once, so many are read at least, and whole videos where it has to be those.
+_LOOKS_AT_ONCE, _READS_AT_ONCE, _VIDEOS_AT_ONCE = 64, 12, 4
+# Read at first on both sides of near frames.
+_FIRST_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Neighbouring rows [first, past) of a video; near: when the near frames in it are, best: the score of the best."""
+    """Neighbouring rows [first, past) of a video, around near frames: their times, and the best one's score."""
 
     video: VideoRecord
     first: int
@@ -49,52 +50,102 @@ class _Place:
     near: NDArray[np.float64]
     best: float
 
+    def wider(self, seconds: float) -> _Place:
+        """With so many seconds more on both sides, if the video's frames are regular."""
+        rows = _rows_in(self.video, seconds)
+        return replace(self, first=self.first - rows, past=self.past + rows)
+
+
+@dataclass(frozen=True, order=True)
+class _Value:
+    """The highest smoothed score that is waiting at a place, negative, so that the first in order is the highest."""
+
+    negative: float
+    number: int
+    place: _Place = field(compare=False)
+    times: NDArray[np.float64] = field(compare=False)
+    values: NDArray[np.float32] = field(compare=False)
+
+    @property
+    def highest(self) -> float:
+        return -self.negative
+
 
 @dataclass(frozen=True)
-class _Known:
-    """Of a video: its runs by their start, and spans of time, [first, last], around which all was read."""
+class _Progress:
+    """What is known so far.
 
-    runs: dict[float, Peaked]
-    spans: list[tuple[float, float]]
+    known: the videos that may be found, by id. runs: of the smoothed curve, by video and start. aside: videos that
+    need not be asked for any more, because nothing is missing of them that could be an answer, or because they are none
+    of those that may be found.
+    """
 
+    question: Question
+    known: dict[int, VideoRecord]
+    best: Best
+    runs: dict[int, dict[float, Peaked]]
+    aside: set[int]
 
-_Runs = dict[int, _Known]
+    def answers(self, video: VideoRecord) -> list[Peaked]:
+        """From its runs."""
+        return self.question.rule.choose(list(self.runs.get(video.id, {}).values()), video.start, video.end)
+
+    def read(self, videos: list[VideoRecord]) -> None:
+        """All frames of some videos, which are set aside then."""
+        for video, times, scores in curves(self.question.table, videos, self.question.direction):
+            self.best.put(video, self.question.answers(video, times, scores))
+            self.aside.add(video.id)
 
 
 def lookup(question: Question) -> list[ArchiveHit]:
     """The answers to a question, from the frames that are nearest to it; `Searcher.search` says what may be missing."""
-    best = Best(question)
     known = {video.id: video for video in question.videos}
+    progress = _Progress(question, known, Best(question), {}, set())
     ids = np.fromiter(known, np.int64, len(known))
-    runs: _Runs = {}
-    aside: set[int] = set()  # not asked for any more: known as a whole, or none of the library's
-    for more in _ROUNDS:
-        count = more * max(_FEWEST, _EACH * question.top)
-        near = nearest(question.table, question.direction, count, where=_condition(question, known, aside))
+    count = max(_FEWEST, _EACH * question.top)
+    for _ in range(_ROUNDS):
+        near = nearest(question.table, question.direction, count, where=_condition(progress))
         ours = near.only(np.isin(near.video, ids))
         if question.of_rows:
-            _rows(question, known, ours, best)
+            _rows(progress, ours)
         elif question.rule.smooth == SMOOTH_SECONDS:
-            _moments(question, known, ours, best, runs)
+            _moments(progress, ours)
         else:
-            _moments_of_whole_videos(question, known, ours, best)
-        if best.settled(near.bound) or near.bound == -math.inf:
+            _moments_of_whole_videos(progress, ours)
+        if progress.best.settled(near.bound) or near.bound == -math.inf:
             break
-        counts = Counter(near.video.tolist())
-        aside.update(video for video in counts if video not in known)
-        crowded = [known[video] for video, rows in counts.items() if video in known and rows > _CROWDED * count]
-        if not question.of_rows:  # of the rows of a video the best are there already
-            for video, times, scores in curves(question.table, crowded, question.direction):
-                best.put(video, question.answers(video, times, scores))
-        aside.update(video.id for video in crowded)
-        if not known.keys() - aside:
+        before = len(progress.aside)
+        _set_aside(progress, near, count)
+        if not known.keys() - progress.aside:
             break
-    return best.hits
+        if len(progress.aside) == before:  # else there is room for others now
+            count *= _MORE
+    return progress.best.hits
 
 
-def _condition(question: Question, known: dict[int, VideoRecord], aside: set[int]) -> str | None:
+def _set_aside(progress: _Progress, near: Near, count: int) -> None:
+    """Videos of which nothing can be missing, and, after reading them, those that leave no room for others."""
+    question, crowded = progress.question, []
+    for name, rows in Counter(near.video.tolist()).items():
+        video = progress.known.get(name)
+        if video is None:
+            progress.aside.add(name)
+        elif question.of_rows:
+            if rows >= question.rule.per_video:
+                progress.aside.add(name)
+        elif name not in progress.aside:
+            found = progress.answers(video)
+            if len(found) == question.rule.per_video and found[-1].score >= near.bound:
+                progress.aside.add(name)
+            elif rows > _CROWDED * count:
+                crowded.append(video)
+    progress.read(crowded)
+
+
+def _condition(progress: _Progress) -> str | None:
     """What near frames have to meet. Where no short list says it, frames of other videos are among them."""
-    wanted = known.keys() - aside
+    question, aside = progress.question, progress.aside
+    wanted = progress.known.keys() - aside
     others = aside | set(question.left_out)
     if question.left_out and (len(wanted) <= min(len(others), MOST_LISTED) or len(wanted) < len(others) / 8):
         return condition(wanted)
@@ -105,52 +156,91 @@ def _condition(question: Question, known: dict[int, VideoRecord], aside: set[int
 # --- moments ---------------------------------------------------------------------------------------------
 
 
-def _moments(question: Question, known: dict[int, VideoRecord], near: Near, best: Best, runs: _Runs) -> None:
-    """Read places around the near frames, the best first, until the next one cannot have an answer.
+def _moments(progress: _Progress, near: Near) -> None:
+    """Look at places around near frames, the best first, and read the moments that may be answers.
 
-    runs: what earlier rounds found, to be added to.
+    Looking takes few rows and tells how high the smoothed curve is there. Where it is high, the whole run is read. It
+    ends when neither the next place nor what is waiting can be an answer.
     """
-    places = sorted(_places(known, near), key=lambda place: -place.best)
-    for first in range(0, len(places), _PLACES_AT_ONCE):
-        if best.settled(places[first].best):
+    question, best, runs = progress.question, progress.best, progress.runs
+    places = sorted(_places(progress.known, near), key=lambda place: -place.best)
+    waiting: list[_Value] = []
+    looked = 0
+    while True:
+        unseen = places[looked].best if looked < len(places) else -math.inf
+        _drop_known(waiting, runs)
+        highest = waiting[0].highest if waiting else -math.inf
+        if max(unseen, highest) == -math.inf or best.settled(max(unseen, highest)):
             return
-        asked = [place for place in places[first : first + _PLACES_AT_ONCE] if not _is_known(runs, place)]
+        if unseen > highest:
+            for value in _look(question, places[looked : looked + _LOOKS_AT_ONCE], looked):
+                heapq.heappush(waiting, value)
+            looked += _LOOKS_AT_ONCE
+            _drop_known(waiting, runs)
+        many = max(_READS_AT_ONCE, question.top)
+        chosen = [heapq.heappop(waiting).place.wider(_FIRST_SECONDS) for _ in range(min(many, len(waiting)))]
         touched = {}
-        for place, found in _read(question, asked) if asked else ():
-            mine = runs.setdefault(place.video.id, _Known({}, []))
-            mine.runs.update((run.start, run) for run in found)
-            mine.spans.append((float(place.near.min()), float(place.near.max())))
-            touched[place.video.id] = place.video
+        for video, found in _read(question, chosen) if chosen else ():
+            runs.setdefault(video.id, {}).update((run.start, run) for run in found)
+            touched[video.id] = video
         for video in touched.values():
-            best.put(video, question.rule.choose(list(runs[video.id].runs.values()), video.start, video.end))
-
-
-def _is_known(runs: _Runs, place: _Place) -> bool:
-    """Was all around the near frames of a place read already?"""
-    spans = runs[place.video.id].spans if place.video.id in runs else []
-    return any(first <= place.near.min() and place.near.max() <= last for first, last in spans)
+            best.put(video, progress.answers(video))
 
 
 def _places(known: dict[int, VideoRecord], near: Near) -> Iterator[_Place]:
+    """Near frames that are close together, with as many rows as it takes to look at them."""
     order = np.lexsort((near.row, near.video))
     rows, times, scores = near.row[order], near.time[order], near.score[order]
     for name, here in runs_of_videos(near.video[order]):
         video = known[name]
-        per_second = (video.num_frames - 1) / max(video.last - video.start, 1e-3)
-        reach = min(math.ceil(_FIRST_SECONDS * per_second), video.num_frames) + 1
+        reach = _rows_in(video, 1.25 * SMOOTH_SECONDS)
         for own in np.split(np.arange(here.start, here.stop), np.flatnonzero(np.diff(rows[here]) > 2 * reach) + 1):
-            yield _Place(
-                video=video,
-                first=int(rows[own[0]]) - reach,
-                past=int(rows[own[-1]]) + reach + 1,
-                near=times[own],
-                best=float(scores[own].max()) + DISTANCE_EPSILON,
-            )
+            first, past = int(rows[own[0]]) - reach, int(rows[own[-1]]) + reach + 1
+            highest = float(scores[own].max()) + DISTANCE_EPSILON
+            yield _Place(video=video, first=first, past=past, near=np.sort(times[own]), best=highest)
 
 
-def _read(question: Question, places: list[_Place]) -> Iterator[tuple[_Place, list[Peaked]]]:
+def _rows_in(video: VideoRecord, seconds: float) -> int:
+    per_second = (video.num_frames - 1) / max(video.last - video.start, 1e-3)
+    return min(math.ceil(seconds * per_second), video.num_frames) + 1
+
+
+def _look(question: Question, places: list[_Place], number: int) -> Iterator[_Value]:
+    """How high the smoothed curve is near the near frames; places where it does not reach the level are left out.
+
+    number: of the first place, for order among equals.
+    """
+    rows = rows_at(question.table, np.concatenate([np.arange(each.first, each.past) for each in places]))
+    scores = question.direction.scores(rows.embedding)
+    for count, place in enumerate(places, start=number):
+        part = _part(rows, scores, place)
+        found = None
+        if part is not None:
+            found = values_near(part, place.near, question.level(place.video), question.rule.smooth)
+        if found is None:  # to be read; the scores themselves are as high as their averages can be
+            yield _Value(-place.best, count, place, place.near, np.full(len(place.near), place.best, np.float32))
+        elif len(found[0]):
+            yield _Value(-float(found[1].max()), count, place, *found)
+
+
+def _drop_known(waiting: list[_Value], runs: dict[int, dict[float, Peaked]]) -> None:
+    """Until the first that waits is in no run that is known."""
+    while waiting:
+        first = waiting[0]
+        left = np.ones(len(first.times), bool)
+        for run in runs.get(first.place.video.id, {}).values():
+            left &= (first.times < run.start) | (first.times >= run.end)
+        if left.all():
+            return
+        heapq.heappop(waiting)
+        if left.any():
+            times, values = first.times[left], first.values[left]
+            heapq.heappush(waiting, _Value(-float(values.max()), first.number, first.place, times, values))
+
+
+def _read(question: Question, places: list[_Place]) -> Iterator[tuple[VideoRecord, list[Peaked]]]:
     """Runs of the curve around places; where one goes on, more is read."""
-    whole: dict[int, _Place] = {}
+    whole: dict[int, VideoRecord] = {}
     while places:
         rows = rows_at(question.table, np.concatenate([np.arange(each.first, each.past) for each in places]))
         scores = question.direction.scores(rows.embedding)
@@ -158,7 +248,7 @@ def _read(question: Question, places: list[_Place]) -> Iterator[tuple[_Place, li
         for place in places:
             part = _part(rows, scores, place)
             if part is None:
-                whole[place.video.id] = place
+                whole[place.video.id] = place.video
                 continue
             level = question.level(place.video)
             runs = part_of_curve(part, place.near, place.video.end, level, question.rule.smooth)
@@ -167,11 +257,10 @@ def _read(question: Question, places: list[_Place]) -> Iterator[tuple[_Place, li
                 first, past = place.first - length * runs.more_before, place.past + length * runs.more_after
                 larger.append(replace(place, first=first, past=past))
             else:
-                yield place, runs.found
+                yield place.video, runs.found
         places = larger
-    videos = [place.video for place in whole.values()]
-    for video, times, values in curves(question.table, videos, question.direction):
-        yield replace(whole[video.id], near=times), whole_curve(times, values, video.end, question.rule)
+    for video, times, values in curves(question.table, list(whole.values()), question.direction):
+        yield video, whole_curve(times, values, video.end, question.rule)
 
 
 def _part(rows: Rows, scores: NDArray[np.float32], place: _Place) -> Part | None:
@@ -184,30 +273,29 @@ def _part(rows: Rows, scores: NDArray[np.float32], place: _Place) -> Part | None
     at_start, at_end = times[0] == place.video.start, times[-1] == place.video.last
     together = row[-1] - row[0] == len(row) - 1 and (np.diff(times) > 0).all()
     reached = (at_start or row[0] == place.first) and (at_end or row[-1] == place.past - 1)
-    if not (together and reached and times[0] <= place.near.min() and place.near.max() <= times[-1]):
+    if not (together and reached and times[0] <= place.near[0] and place.near[-1] <= times[-1]):
         return None
     return Part(times=times, scores=scores[own], at_start=bool(at_start), at_end=bool(at_end))
 
 
-def _moments_of_whole_videos(question: Question, known: dict[int, VideoRecord], near: Near, best: Best) -> None:
+def _moments_of_whole_videos(progress: _Progress, near: Near) -> None:
     """As `_moments`, where the level is not stored: all frames of the videos that near frames are of."""
     peaks: dict[int, float] = {}
     for name, score in zip(near.video.tolist(), near.score.tolist(), strict=True):
         peaks[name] = max(score + DISTANCE_EPSILON, peaks.get(name, -math.inf))
     ranked = sorted(peaks, key=lambda name: -peaks[name])
     for first in range(0, len(ranked), _VIDEOS_AT_ONCE):
-        if best.settled(peaks[ranked[first]]):
+        if progress.best.settled(peaks[ranked[first]]):
             return
-        videos = [known[name] for name in ranked[first : first + _VIDEOS_AT_ONCE]]
-        for video, times, scores in curves(question.table, videos, question.direction):
-            best.put(video, question.answers(video, times, scores))
+        progress.read([progress.known[name] for name in ranked[first : first + _VIDEOS_AT_ONCE]])
 
 
 # --- rows ------------------------------------------------------------------------------------------------
 
 
-def _rows(question: Question, known: dict[int, VideoRecord], near: Near, best: Best) -> None:
+def _rows(progress: _Progress, near: Near) -> None:
     """Clips: near rows are answers; each ends where the next row of its video begins."""
+    question, known = progress.question, progress.known
     rows = rows_at(question.table, np.concatenate([near.row, near.row + 1]))
     scores = question.direction.scores(rows.embedding)
     found: dict[int, list[Peaked]] = {}
@@ -224,4 +312,4 @@ def _rows(question: Question, known: dict[int, VideoRecord], near: Near, best: B
         found.setdefault(name, []).append(Peaked(time, end, scores[place], time))
     for name, answers in found.items():
         answers.sort(key=lambda answer: -answer.score)
-        best.put(known[name], answers[: question.rule.per_video])
+        progress.best.put(known[name], answers[: question.rule.per_video])

@@ -105,11 +105,31 @@ class PartRuns:
     more_after: bool
 
 
+def values_near(
+    part: Part, near: NDArray[np.float64], level: float, smooth: float
+) -> tuple[NDArray[np.float64], NDArray[np.float32]] | None:
+    """Times [m] and smoothed scores [m] that reach the level, within half a moving average of the times `near`.
+
+    None where the part is too short to say: it has to go on for a moving average before and after them.
+    """
+    times, reach = part.times, smooth / 2 + _TIME_EPSILON
+    enough = (part.at_start or times[0] <= near[0] - 2 * reach) and (part.at_end or times[-1] >= near[-1] + 2 * reach)
+    if not enough:
+        return None
+    after = np.searchsorted(near, times)
+    close = np.abs(times - near[np.minimum(after, len(near) - 1)]) <= reach
+    close |= np.abs(times - near[np.maximum(after - 1, 0)]) <= reach
+    curve = moving_average(part.scores[None], times, smooth)[0]
+    reached = close & (curve >= level - _LEVEL_EPSILON)
+    return times[reached], curve[reached]
+
+
 def part_of_curve(part: Part, near: NDArray[np.float64], end: float, level: float, smooth: float) -> PartRuns:
     """The runs of a part of a video.
 
-    near: times in the part; asked for are the runs with a frame within half a moving average of one of them, the only
-        ones that a high score at that time can belong to. end: where the video ends, level: of its smoothed curve.
+    near: times in the part, increasing; asked for are the runs with a frame within half a moving average of one of
+        them, the only ones that a high score at that time can belong to. end: where the video ends, level: of its
+        smoothed curve.
     """
     times, reach = part.times, smooth / 2 + _TIME_EPSILON
     curve = moving_average(part.scores[None], times, smooth)[0]
@@ -118,8 +138,8 @@ def part_of_curve(part: Part, near: NDArray[np.float64], end: float, level: floa
     past = len(times) if part.at_end else int(np.searchsorted(times, times[-1] - reach, side="right"))
     if begin >= past:
         return PartRuns([], not part.at_start, not part.at_end)
-    more_before = not part.at_start and near.min() - reach < times[begin]
-    more_after = not part.at_end and near.max() + reach > times[past - 1]
+    more_before = not part.at_start and near[0] - reach < times[begin]
+    more_after = not part.at_end and near[-1] + reach > times[past - 1]
     above = np.flatnonzero(curve[begin:past] >= level - _LEVEL_EPSILON) + begin
     if not len(above):
         return PartRuns([], bool(more_before), bool(more_after))
@@ -128,9 +148,9 @@ def part_of_curve(part: Part, near: NDArray[np.float64], end: float, level: floa
     cut_before = not part.at_start and above[0] == begin
     cut_after = not part.at_end and above[-1] == past - 1
     if cut_before:
-        more_before |= found[0].end > near.min() - reach
+        more_before |= found[0].end > near[0] - reach
     if cut_after:
-        more_after |= found[-1].start < near.max() + reach
+        more_after |= found[-1].start < near[-1] + reach
     return PartRuns(found[int(cut_before) : len(found) - int(cut_after)], bool(more_before), bool(more_after))
 
 

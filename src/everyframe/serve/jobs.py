@@ -23,6 +23,7 @@ FINAL = ("done", "failed", "cancelled")
 
 _KEPT = 200
 _WAKE_SECONDS = 1.0
+_STILL_HERE_SECONDS = 10.0
 _THROTTLE_SECONDS = 0.1
 # How much longer than else it may say nothing: while a model is fetched, while thumbnails of a long video are made.
 _LONGER_TO_START = 5
@@ -141,20 +142,18 @@ class Jobs:
     async def watch(self, job: Job) -> AsyncIterator[Job | None]:
         """The job whenever it changed, at last in its final state; None now and then while nothing happens."""
         told = time.monotonic()
-        yield job
-        while not job.final and not self.stopping:
+        while not self.stopping:
             event = job.changed
-            try:
-                await asyncio.wait_for(event.wait(), _WAKE_SECONDS)
-            except asyncio.TimeoutError:
-                if time.monotonic() - told >= 10:
+            yield job
+            if job.final and event is job.changed:
+                return
+            await asyncio.sleep(_THROTTLE_SECONDS)
+            while event is job.changed and not self.stopping:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(event.wait(), _WAKE_SECONDS)
+                if event is job.changed and time.monotonic() - told >= _STILL_HERE_SECONDS:
                     told = time.monotonic()
                     yield None
-                continue
-            told = time.monotonic()
-            yield job
-            if not job.final:
-                await asyncio.sleep(_THROTTLE_SECONDS)
 
     async def close(self) -> None:
         """End all of them."""

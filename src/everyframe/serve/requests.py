@@ -9,9 +9,7 @@ from typing import Annotated, Literal
 
 from fastapi import Query as Parameter
 
-from everyframe.library import LibraryError
-from everyframe.library.filters import Filter
-from everyframe.library.query import parse_query
+from everyframe.library import Filter, LibraryError, parse_query
 from everyframe.serve.errors import BadRequest
 
 _MOST_LETTERS, _MOST_WORDS, _MOST_TEXTS = 2000, 200, 8

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from everyframe.library import Collection, VideoRecord
-from everyframe.library.filters import Filter
+from everyframe.library import Collection, Filter, VideoRecord
 from everyframe.serve.answers import (
     CurveAnswer,
     IndexAnswer,

@@ -10,10 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from everyframe.features import FeaturesError
-from everyframe.library import Collection, LibraryError, VideoRecord
-from everyframe.library.filters import Filter
-from everyframe.library.hits import ArchiveHit
-from everyframe.library.query import Query
+from everyframe.library import ArchiveHit, Collection, Filter, LibraryError, Query, VideoRecord
 from everyframe.serve.answers import (
     BandAnswer,
     CollectionAnswer,

@@ -30,7 +30,7 @@ from everyframe.serve.vectors import Vectors
 from everyframe.serve.worker import FEATURES, load_thumbnails
 
 if TYPE_CHECKING:
-    from everyframe.library.index import IndexState
+    from everyframe.library import IndexState
 
 T = TypeVar("T")
 LOG = logging.getLogger("everyframe.serve")

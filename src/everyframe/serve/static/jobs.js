@@ -133,8 +133,11 @@ export class Jobs {
       item.text.textContent = "Being put into the archive";
     } else {
       if (job.progress > 0) item.bar.value = job.progress;
+      else item.bar.removeAttribute("value");
       const whole = job.duration ? ` of ${clock(job.duration)}` : "";
-      item.text.textContent = `Encoding, ${clock(job.seconds ?? 0)}${whole}, ${count(job.frames ?? 0, "frame")}`;
+      item.text.textContent = job.frames
+        ? `Encoding, ${clock(job.seconds)}${whole}, ${count(job.frames, "frame")}`
+        : "Encoding, reading the model";
     }
   }
 
