@@ -281,7 +281,7 @@ def test_what_is_no_plan_raises(model: Model) -> None:
     for roles, patches in (("PIP", [kept, kept]), ("IPC", [kept]), ("IPP", [kept, kept[:5]])):
         with pytest.raises(ValueError, match="begins with I and keeps 29 patches of each P-frame"):
             encoder.encode_planned(pixels, Plan.of(roles, patches))
-    with pytest.raises(ValueError, match="patches from 0 to 195, those of .*light0, got 170 to 198"):
+    with pytest.raises(ValueError, match=r"patches from 0 to 195, those of .*light0, got 170 to 198"):
         encoder.encode_planned(pixels, Plan.of("IIP", [kept + 170]))
     with pytest.raises(ValueError, match="the plan is for 2 frames, but there are 3"):
         encoder.encode_planned(pixels, Plan.of("II", []))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from everyframe.features import as_array
 
-NEGATIVE_WEIGHT = 0.5
+NEGATIVE_WEIGHT = 0.25
+"""The best of benchmarks/negatives.py."""
 
 # A minus that begins a word: not the hyphen inside one, nor a dash that stands alone. Keyboards of phones make other
 # dashes of it.
