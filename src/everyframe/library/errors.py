@@ -67,7 +67,7 @@ def sentence(place: str, action: str, error: BaseException) -> str:
     first = re.split(r"[\r\n]|, /[^ ]*\.rs:|, loc: | at /", text.strip())[0].rstrip(" .")
     if "://" in place:
         return f"{place} cannot be {action}: {first[:300]}"
-    if missing := re.search(r"not found: .*/([^/\s]+\.\w+)", text, re.IGNORECASE):
+    if missing := re.search(r"not found: .*/([^/\s]+\.\w+)", first, re.IGNORECASE):
         first = f"{missing[1]} is missing; where an old version was being read, vacuum has removed it"
     return (
         f"{place} cannot be {action}: its files are damaged or incomplete ({first[:300] or type(error).__name__}); "

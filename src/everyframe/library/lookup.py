@@ -17,10 +17,10 @@ from everyframe.library.reading import (
     DISTANCE_EPSILON,
     Near,
     Rows,
+    ScoredRows,
     condition,
     curves,
     nearest,
-    rows_at,
     runs_of_videos,
     times_of,
 )
@@ -35,9 +35,9 @@ _FEWEST, _EACH, _MORE, _ROUNDS = 1024, 16, 4, 3
 # A video that holds more than this share of them is read as a whole, and the others are asked for without it.
 _CROWDED = 1 / 8
 # So many places are looked at at once, so many are read at least, and whole videos where it has to be those.
-_LOOKS_AT_ONCE, _READS_AT_ONCE, _VIDEOS_AT_ONCE = 64, 12, 4
+_LOOKS_AT_ONCE, _READS_AT_ONCE, _VIDEOS_AT_ONCE = 48, 10, 4
 # Read at first on both sides of near frames.
-_FIRST_SECONDS = 30.0
+_FIRST_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ class _Progress:
     question: Question
     known: dict[int, VideoRecord]
     best: Best
+    rows: ScoredRows
     runs: dict[int, dict[float, Peaked]]
     aside: set[int]
 
@@ -100,7 +101,8 @@ class _Progress:
 def lookup(question: Question) -> list[ArchiveHit]:
     """The answers to a question, from the frames that are nearest to it; `Searcher.search` says what may be missing."""
     known = {video.id: video for video in question.videos}
-    progress = _Progress(question, known, Best(question), {}, set())
+    rows = ScoredRows(question.table, question.direction)
+    progress = _Progress(question, known, Best(question), rows, {}, set())
     ids = np.fromiter(known, np.int64, len(known))
     count = max(_FEWEST, _EACH * question.top)
     for _ in range(_ROUNDS):
@@ -173,14 +175,14 @@ def _moments(progress: _Progress, near: Near) -> None:
         if max(unseen, highest) == -math.inf or best.settled(max(unseen, highest)):
             return
         if unseen > highest:
-            for value in _look(question, places[looked : looked + _LOOKS_AT_ONCE], looked):
+            for value in _look(progress, places[looked : looked + _LOOKS_AT_ONCE], looked):
                 heapq.heappush(waiting, value)
             looked += _LOOKS_AT_ONCE
             _drop_known(waiting, runs)
         many = max(_READS_AT_ONCE, question.top)
         chosen = [heapq.heappop(waiting).place.wider(_FIRST_SECONDS) for _ in range(min(many, len(waiting)))]
         touched = {}
-        for video, found in _read(question, chosen) if chosen else ():
+        for video, found in _read(progress, chosen) if chosen else ():
             runs.setdefault(video.id, {}).update((run.start, run) for run in found)
             touched[video.id] = video
         for video in touched.values():
@@ -205,15 +207,15 @@ def _rows_in(video: VideoRecord, seconds: float) -> int:
     return min(math.ceil(seconds * per_second), video.num_frames) + 1
 
 
-def _look(question: Question, places: list[_Place], number: int) -> Iterator[_Value]:
+def _look(progress: _Progress, places: list[_Place], number: int) -> Iterator[_Value]:
     """How high the smoothed curve is near the near frames; places where it does not reach the level are left out.
 
     number: of the first place, for order among equals.
     """
-    rows = rows_at(question.table, np.concatenate([np.arange(each.first, each.past) for each in places]))
-    scores = question.direction.scores(rows.embedding)
+    question = progress.question
+    rows = progress.rows.at(np.concatenate([np.arange(each.first, each.past) for each in places]))
     for count, place in enumerate(places, start=number):
-        part = _part(rows, scores, place)
+        part = _part(rows, place)
         found = None
         if part is not None:
             found = values_near(part, place.near, question.level(place.video), question.rule.smooth)
@@ -238,15 +240,15 @@ def _drop_known(waiting: list[_Value], runs: dict[int, dict[float, Peaked]]) -> 
             heapq.heappush(waiting, _Value(-float(values.max()), first.number, first.place, times, values))
 
 
-def _read(question: Question, places: list[_Place]) -> Iterator[tuple[VideoRecord, list[Peaked]]]:
+def _read(progress: _Progress, places: list[_Place]) -> Iterator[tuple[VideoRecord, list[Peaked]]]:
     """Runs of the curve around places; where one goes on, more is read."""
+    question = progress.question
     whole: dict[int, VideoRecord] = {}
     while places:
-        rows = rows_at(question.table, np.concatenate([np.arange(each.first, each.past) for each in places]))
-        scores = question.direction.scores(rows.embedding)
+        rows = progress.rows.at(np.concatenate([np.arange(each.first, each.past) for each in places]))
         larger = []
         for place in places:
-            part = _part(rows, scores, place)
+            part = _part(rows, place)
             if part is None:
                 whole[place.video.id] = place.video
                 continue
@@ -263,19 +265,19 @@ def _read(question: Question, places: list[_Place]) -> Iterator[tuple[VideoRecor
         yield video, whole_curve(times, values, video.end, question.rule)
 
 
-def _part(rows: Rows, scores: NDArray[np.float32], place: _Place) -> Part | None:
+def _part(rows: Rows, place: _Place) -> Part | None:
     """What was read of a place, or None if rows are missing in it: a video's rows may be in two files."""
-    span = slice(*np.searchsorted(rows.row, [place.first, place.past]))
-    own = np.flatnonzero(rows.video[span] == place.video.id) + span.start
-    if not len(own):
-        return None
+    rows = rows.between(place.first, place.past)
+    own = rows.video == place.video.id
     row, times = rows.row[own], rows.time[own]
+    if not len(row):
+        return None
     at_start, at_end = times[0] == place.video.start, times[-1] == place.video.last
     together = row[-1] - row[0] == len(row) - 1 and (np.diff(times) > 0).all()
     reached = (at_start or row[0] == place.first) and (at_end or row[-1] == place.past - 1)
     if not (together and reached and times[0] <= place.near[0] and place.near[-1] <= times[-1]):
         return None
-    return Part(times=times, scores=scores[own], at_start=bool(at_start), at_end=bool(at_end))
+    return Part(times=times, scores=rows.score[own], at_start=bool(at_start), at_end=bool(at_end))
 
 
 def _moments_of_whole_videos(progress: _Progress, near: Near) -> None:
@@ -296,8 +298,7 @@ def _moments_of_whole_videos(progress: _Progress, near: Near) -> None:
 def _rows(progress: _Progress, near: Near) -> None:
     """Clips: near rows are answers; each ends where the next row of its video begins."""
     question, known = progress.question, progress.known
-    rows = rows_at(question.table, np.concatenate([near.row, near.row + 1]))
-    scores = question.direction.scores(rows.embedding)
+    rows = progress.rows.at(np.concatenate([near.row, near.row + 1]))
     found: dict[int, list[Peaked]] = {}
     for place in np.searchsorted(rows.row, np.sort(near.row)).tolist():
         name, time = int(rows.video[place]), float(rows.time[place])
@@ -309,7 +310,7 @@ def _rows(progress: _Progress, near: Near) -> None:
         else:  # in another file
             times, _ = times_of(question.table, name)
             end = float(times[np.searchsorted(times, time, side="right")])
-        found.setdefault(name, []).append(Peaked(time, end, scores[place], time))
+        found.setdefault(name, []).append(Peaked(time, end, rows.score[place], time))
     for name, answers in found.items():
         answers.sort(key=lambda answer: -answer.score)
         progress.best.put(known[name], answers[: question.rule.per_video])

@@ -18,10 +18,9 @@ EMBEDDING = "embedding"
 _BATCH_ROWS = 8192
 # LanceDB computes distances of float16 rows to about this.
 DISTANCE_EPSILON = 1e-5
-# How far the search in an index looks, see docs/library.md: parts of it, and rows that are ranked again, exactly, by
-# their stored vectors, per row asked for but never fewer than _RANKED_AGAIN.
-_PARTS = 80
-_RANKED_AGAIN, _RANKED_AGAIN_EACH = 1000, 2
+# How far the search in an index looks, see docs/library.md: so many parts of it, and so many rows, at least, that are
+# ranked again by their stored vectors, exactly.
+_PARTS, _RANKED_AGAIN = 80, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +46,49 @@ class Near:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows in the order of the table: video, row int64 [n]; time float64 [n], seconds; embedding float16 [n, dim]."""
+    """Rows in the order of the table: video, row int64 [n]; time float64 [n], seconds; score float32 [n]."""
 
     video: NDArray[np.int64]
     row: NDArray[np.int64]
     time: NDArray[np.float64]
-    embedding: NDArray[np.float16]
+    score: NDArray[np.float32]
+
+    def between(self, first: int, past: int) -> Rows:
+        """Those whose place in the table is in [first, past)."""
+        here = slice(*np.searchsorted(self.row, [first, past]))
+        return Rows(video=self.video[here], row=self.row[here], time=self.time[here], score=self.score[here])
+
+
+class ScoredRows:
+    """Rows of a table with their scores for one query, each read once."""
+
+    def __init__(self, table: Any, direction: Direction) -> None:
+        self._table, self._direction = table, direction
+        self._asked = np.empty(0, np.int64)
+        self._rows = Rows(
+            video=np.empty(0, np.int64),
+            row=np.empty(0, np.int64),
+            time=np.empty(0),
+            score=np.empty(0, np.float32),
+        )
+
+    def at(self, places: NDArray[np.int64]) -> Rows:
+        """All rows that were read so far, among them those at these places; where there is none, none."""
+        asked = np.union1d(self._asked, places)
+        missing = np.setdiff1d(asked, self._asked, assume_unique=True)
+        if len(missing):
+            self._asked = asked
+            video, row, time, embedding = rows_at(self._table, missing)
+            known = self._rows
+            rows = np.concatenate([known.row, row])
+            order = np.argsort(rows, kind="stable")
+            self._rows = Rows(
+                video=np.concatenate([known.video, video])[order],
+                row=rows[order],
+                time=np.concatenate([known.time, time])[order],
+                score=np.concatenate([known.score, self._direction.scores(embedding)])[order],
+            )
+        return self._rows
 
 
 def nearest(table: Any, direction: Direction, count: int, *, where: str | None = None) -> Near:
@@ -65,7 +101,7 @@ def nearest(table: Any, direction: Direction, count: int, *, where: str | None =
         .limit(count)
         .nprobes(_PARTS)
         .maximum_nprobes(0)  # more parts where a condition leaves too few rows in these
-        .refine_factor(max(_RANKED_AGAIN_EACH, -(-_RANKED_AGAIN // count)))
+        .refine_factor(-(-_RANKED_AGAIN // count))
     )
     if where is not None:
         query = query.where(where, prefilter=True)
@@ -82,20 +118,14 @@ def nearest(table: Any, direction: Direction, count: int, *, where: str | None =
     )
 
 
-def rows_at(table: Any, places: NDArray[np.int64]) -> Rows:
-    """The rows at these places, in the order of the table; where there is none, none."""
-    wanted = np.unique(places)
+def rows_at(
+    table: Any, places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float16]]:
+    """(video [n], row [n], time [n], embedding [n, dim]) of the rows at these places; where there is none, none."""
     with translated(table.name, "read"):
-        query = table.take_row_ids(wanted[wanted >= 0].tolist()).select(["video", "time", EMBEDDING])
+        query = table.take_row_ids(places[places >= 0].tolist()).select(["video", "time", EMBEDDING])
         found = query.with_row_id().to_arrow()
-    return _in_order(
-        Rows(
-            video=column(found, "video"),
-            row=column(found, "_rowid").astype(np.int64),
-            time=column(found, "time"),
-            embedding=_matrix(found),
-        )
-    )
+    return column(found, "video"), column(found, "_rowid").astype(np.int64), column(found, "time"), _matrix(found)
 
 
 def times_of(table: Any, video: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -207,10 +237,3 @@ def _matrix(found: Any) -> NDArray[np.float16]:
     if hasattr(values, "combine_chunks"):
         values = values.combine_chunks()
     return values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size)
-
-
-def _in_order(rows: Rows) -> Rows:
-    if (np.diff(rows.row) > 0).all():
-        return rows
-    order = np.argsort(rows.row)
-    return Rows(video=rows.video[order], row=rows.row[order], time=rows.time[order], embedding=rows.embedding[order])

@@ -139,8 +139,9 @@ class Searcher:
             raise LibraryError(f"{video.name} has no frames")
         table = self._store.frames(video.collection)
         times, rows = times_of(table, video.id)
-        row = rows_at(table, rows[nearest_rows(times, np.array([seconds]))]).embedding[0].astype(np.float32)
-        return row / np.linalg.norm(row)
+        place = rows[nearest_rows(times, np.array([seconds]))]
+        row = rows_at(table, place)[3][0].astype(np.float32)
+        return (row / np.linalg.norm(row)).astype(np.float32)
 
 
 def _in_memory(question: Question, memory: InMemory) -> list[ArchiveHit]:
