@@ -178,6 +178,12 @@ async def load(port: int, clients: int, seconds: float, think: float) -> dict[st
     }
 
 
+def cpu_seconds(pid: int) -> float:
+    """Of a process and its threads so far: what an answer costs, whatever else the machine does."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_memory(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     [peak] = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
@@ -194,7 +200,10 @@ def measure(library: Path, model: str | None, options: argparse.Namespace, *, re
             asyncio.run(load(port, 4, 5.0, 0.0))  # the model loaded, files and index read once
             rows = {}
             for name, think in (("closed_loop", 0.0), ("think_1s", 1.0)):
-                rows[name] = asyncio.run(load(port, options.clients, options.seconds, think))
+                before = cpu_seconds(server.pid)
+                row = asyncio.run(load(port, options.clients, options.seconds, think))
+                row["cpu_ms_per_request"] = round(1000 * (cpu_seconds(server.pid) - before) / row["requests"], 1)
+                rows[name] = row
                 print(f"query vectors remembered: {remembered:4}  {name:12} {rows[name]}", flush=True)
             alone = asyncio.run(load(port, 1, options.seconds / 2, 0.0))
             print(f"query vectors remembered: {remembered:4}  one client   {alone}", flush=True)

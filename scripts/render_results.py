@@ -19,6 +19,7 @@ from typing import Any
 
 import render_merging
 import render_plans
+import render_search
 import render_tasks
 import render_tempme
 from everyframe.evaluation.plots import write_plots
@@ -212,6 +213,7 @@ RENDERERS = {
     "memory": memory_table,
     **render_merging.RENDERERS,
     **render_plans.RENDERERS,
+    **render_search.RENDERERS,
     **render_tasks.RENDERERS,
     **render_tempme.RENDERERS,
 }

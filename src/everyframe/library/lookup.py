@@ -50,10 +50,23 @@ class _Place:
     near: NDArray[np.float64]
     best: float
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The places of its rows in the table."""
+        return np.arange(self.first, self.past)
+
     def wider(self, seconds: float) -> _Place:
         """With so many seconds more on both sides, if the video's frames are regular."""
         rows = _rows_in(self.video, seconds)
         return replace(self, first=self.first - rows, past=self.past + rows)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A place around which runs are being read; none of them is higher than `bound`."""
+
+    bound: float
+    place: _Place
 
 
 @dataclass(frozen=True, order=True)
@@ -162,31 +175,30 @@ def _moments(progress: _Progress, near: Near) -> None:
     """Look at places around near frames, the best first, and read the moments that may be answers.
 
     Looking takes few rows and tells how high the smoothed curve is there. Where it is high, the whole run is read. It
-    ends when neither the next place nor what is waiting can be an answer.
+    ends when no place that was not looked at, waits or is being read can be an answer.
     """
-    question, best, runs = progress.question, progress.best, progress.runs
+    question, best = progress.question, progress.best
     places = sorted(_places(progress.known, near), key=lambda place: -place.best)
+    looked = many = max(_READS_AT_ONCE, question.top)
+    reading = [_Reading(place.best, place.wider(_FIRST_SECONDS)) for place in places[:many]]
     waiting: list[_Value] = []
-    looked = 0
     while True:
+        _drop_known(waiting, progress.runs)
         unseen = places[looked].best if looked < len(places) else -math.inf
-        _drop_known(waiting, runs)
         highest = waiting[0].highest if waiting else -math.inf
-        if max(unseen, highest) == -math.inf or best.settled(max(unseen, highest)):
+        bound = max(unseen, highest, *(each.bound for each in reading))
+        if bound == -math.inf or best.settled(bound):
             return
-        if unseen > highest:
-            for value in _look(progress, places[looked : looked + _LOOKS_AT_ONCE], looked):
-                heapq.heappush(waiting, value)
-            looked += _LOOKS_AT_ONCE
-            _drop_known(waiting, runs)
-        many = max(_READS_AT_ONCE, question.top)
-        chosen = [heapq.heappop(waiting).place.wider(_FIRST_SECONDS) for _ in range(min(many, len(waiting)))]
-        touched = {}
-        for video, found in _read(progress, chosen) if chosen else ():
-            runs.setdefault(video.id, {}).update((run.start, run) for run in found)
-            touched[video.id] = video
-        for video in touched.values():
-            best.put(video, progress.answers(video))
+        looks = places[looked : looked + _LOOKS_AT_ONCE] if unseen > highest else []
+        while waiting and len(reading) < many:
+            value = heapq.heappop(waiting)
+            reading.append(_Reading(value.highest, value.place.wider(_FIRST_SECONDS)))
+        # All in one: a request for rows costs as much as a thousand of them.
+        rows = progress.rows.at(np.concatenate([each.rows for each in (*looks, *(each.place for each in reading))]))
+        reading = _read(progress, rows, reading)
+        for value in _look(progress, rows, looks, looked):
+            heapq.heappush(waiting, value)
+        looked += len(looks)
 
 
 def _places(known: dict[int, VideoRecord], near: Near) -> Iterator[_Place]:
@@ -207,13 +219,12 @@ def _rows_in(video: VideoRecord, seconds: float) -> int:
     return min(math.ceil(seconds * per_second), video.num_frames) + 1
 
 
-def _look(progress: _Progress, places: list[_Place], number: int) -> Iterator[_Value]:
+def _look(progress: _Progress, rows: Rows, places: list[_Place], number: int) -> Iterator[_Value]:
     """How high the smoothed curve is near the near frames; places where it does not reach the level are left out.
 
     number: of the first place, for order among equals.
     """
     question = progress.question
-    rows = progress.rows.at(np.concatenate([np.arange(each.first, each.past) for each in places]))
     for count, place in enumerate(places, start=number):
         part = _part(rows, place)
         found = None
@@ -240,29 +251,33 @@ def _drop_known(waiting: list[_Value], runs: dict[int, dict[float, Peaked]]) -> 
             heapq.heappush(waiting, _Value(-float(values.max()), first.number, first.place, times, values))
 
 
-def _read(progress: _Progress, places: list[_Place]) -> Iterator[tuple[VideoRecord, list[Peaked]]]:
-    """Runs of the curve around places; where one goes on, more is read."""
-    question = progress.question
+def _read(progress: _Progress, rows: Rows, reading: list[_Reading]) -> list[_Reading]:
+    """Find the runs around places; returns those that go on, with more rows."""
+    question, runs = progress.question, progress.runs
+    larger: list[_Reading] = []
+    touched: dict[int, VideoRecord] = {}
     whole: dict[int, VideoRecord] = {}
-    while places:
-        rows = progress.rows.at(np.concatenate([np.arange(each.first, each.past) for each in places]))
-        larger = []
-        for place in places:
-            part = _part(rows, place)
-            if part is None:
-                whole[place.video.id] = place.video
-                continue
-            level = question.level(place.video)
-            runs = part_of_curve(part, place.near, place.video.end, level, question.rule.smooth)
-            if runs.more_before or runs.more_after:
-                length = place.past - place.first
-                first, past = place.first - length * runs.more_before, place.past + length * runs.more_after
-                larger.append(replace(place, first=first, past=past))
-            else:
-                yield place.video, runs.found
-        places = larger
-    for video, times, values in curves(question.table, list(whole.values()), question.direction):
-        yield video, whole_curve(times, values, video.end, question.rule)
+    for each in reading:
+        place = each.place
+        part = _part(rows, place)
+        if part is None:
+            whole[place.video.id] = place.video
+            continue
+        known = part_of_curve(part, place.near, place.video.end, question.level(place.video), question.rule.smooth)
+        if known.more_before or known.more_after:
+            length = place.past - place.first
+            first, past = place.first - length * known.more_before, place.past + length * known.more_after
+            larger.append(replace(each, place=replace(place, first=first, past=past)))
+            continue
+        touched[place.video.id] = place.video
+        runs.setdefault(place.video.id, {}).update((run.start, run) for run in known.found)
+    for video, times, scores in curves(question.table, list(whole.values()), question.direction):
+        touched[video.id] = video
+        found = whole_curve(times, scores, video.end, question.rule)
+        runs.setdefault(video.id, {}).update((run.start, run) for run in found)
+    for video in touched.values():
+        progress.best.put(video, progress.answers(video))
+    return larger
 
 
 def _part(rows: Rows, place: _Place) -> Part | None:

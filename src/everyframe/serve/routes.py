@@ -131,9 +131,10 @@ async def list_videos(
 
     def read() -> VideosAnswer:
         chosen = _named(service, collection)
-        records = service.library.videos(None if chosen is None else chosen.id)
         part = q.strip().casefold()
-        records = [record for record in records if part in record.name.casefold()]
+        records = [record for record in service.view().videos.values() if part in record.name.casefold()]
+        if chosen is not None:
+            records = [record for record in records if record.collection == chosen.id]
         records.sort(key=lambda record: (record.added, record.id), reverse=True)
         page = records[offset : offset + limit]
         return VideosAnswer(videos=[video_answer(record) for record in page], total=len(records))
@@ -187,7 +188,9 @@ async def similarity(
     asked = await wanted(q=q, like=like, image=image, collection=record.collection)
     if asked.is_empty:
         raise BadRequest("the query is empty; say what to look for, as q=TEXT")
-    collection = await service.in_search(lambda: service.library.collection(record.collection))
+    collection = await service.in_search(lambda: service.collection(record.collection))
+    if collection is None:
+        raise NotFound(f"there is no video {record.id}")
     found = await vectors_of(service, asked, collection, None)
     return await service.in_search(lambda: curve(service, record, found.query, points))
 
@@ -268,9 +271,8 @@ async def status(service: Serving) -> StatusAnswer:
     """What there is to search, and what can be done."""
 
     def read() -> StatusAnswer:
-        collections = service.library.collections()
-        default = service.collection(None)
-        records = service.library.videos()
+        view, default = service.view(), service.collection(None)
+        records = view.videos.values()
         index = None
         if default is not None:
             state = service.index_state(default)
@@ -282,7 +284,7 @@ async def status(service: Serving) -> StatusAnswer:
             hours=round(sum(record.end - record.start for record in records) / 3600, 3),
             index=index,
             model=model if isinstance(model, str) else service.settings.model,
-            collections=[collection_answer(each, default) for each in collections],
+            collections=[collection_answer(each, default) for each in view.collections],
             version=package_version(),
             can_add=service.can_add,
             max_upload=service.settings.max_upload,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from everyframe.library import Collection, VideoRecord
+from everyframe.library import VideoRecord
 from everyframe.serve.answers import JobAnswer, JobsAnswer, StartedAnswer
 from everyframe.serve.errors import BadRequest, Conflict, DiskFull, NotFound, TooLarge, WrongKind
 from everyframe.serve.files import is_full, safe_name
@@ -200,8 +200,7 @@ def _known(service: Service, identity: dict[str, Any]) -> VideoRecord | None:
     """The same video, read the same way, if the library has it."""
     if service.settings.encoder is not None or service.settings.fps is not None:
         return None
-    collection: Collection | None = service.collection(None)
-    return service.known_video(identity, collection)
+    return service.known_video(identity)
 
 
 async def _again(service: Service, record: VideoRecord, source: FilePath, name: str) -> Job:

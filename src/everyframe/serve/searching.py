@@ -121,8 +121,8 @@ async def search(
 
     def look() -> list[MomentAnswer]:
         hits = _hits(service, found.query, collection, options)
-        records = {record.id: record for record in service.library.videos(collection.id)} if hits else {}
-        return [moment_answer(service, hit, records[hit.id]) for hit in hits if hit.id in records]
+        known = [(hit, service.video(str(hit.id))) for hit in hits]
+        return [moment_answer(service, hit, record) for hit, record in known if record is not None]
 
     moments = await service.in_search(look)
     return SearchAnswer(

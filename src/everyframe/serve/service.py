@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,6 +39,16 @@ _WAITING_SEARCHES = 500
 _PICTURE_BYTES = 64 * 10**6
 _KEPT_TIMES = 20_000
 _INDEX_SECONDS = 2.0
+_VIEW_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class View:
+    """The library at one time. videos: by id, in the order they were added."""
+
+    collections: tuple[Collection, ...]
+    videos: dict[int, VideoRecord]
+    read_at: float
 
 
 class Service:
@@ -58,6 +68,8 @@ class Service:
         self._times: OrderedDict[int, list[float]] = OrderedDict()
         self._pictures = _Pictures(_PICTURE_BYTES)
         self._index: tuple[float, str, IndexState | None] = (0.0, "", None)
+        self._view: View | None = None
+        self._view_lock = threading.Lock()
 
         self.vectors = Vectors(model=settings.model, device=settings.device, remembered=settings.query_cache)
         self.pictures = PictureReader(Limits(memory_bytes=_GB, cpu_seconds=20, file_bytes=0))
@@ -114,7 +126,10 @@ class Service:
 
     async def in_writer(self, call: Callable[[], T]) -> T:
         """Write to the library; one thing after the other."""
-        return await asyncio.get_running_loop().run_in_executor(self._writing, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._writing, call)
+        finally:
+            self.changed()
 
     async def on_disk(self, call: Callable[[], T]) -> T:
         """Anything else that waits for a disk."""
@@ -122,25 +137,38 @@ class Service:
 
     # --- the library -------------------------------------------------------------------------------------
 
+    def view(self) -> View:
+        """What the library holds, or held less than half a second ago: looking takes milliseconds of a processor."""
+        with self._view_lock:
+            if self._view is None or time.monotonic() - self._view.read_at > _VIEW_SECONDS:
+                read_at = time.monotonic()
+                videos = {record.id: record for record in self.library.videos()}
+                self._view = View(tuple(self.library.collections()), videos, read_at)
+            return self._view
+
+    def changed(self) -> None:
+        """What is written here is seen at once."""
+        with self._view_lock:
+            self._view = None
+
     def collection(self, wanted: str | None) -> Collection | None:
         """The one asked for, or that of --collection, or the one with the most frames; None where there is none yet.
 
         Raises LibraryError where none is called so.
         """
-        found = self.library.collections()
+        found = self.view().collections
         wanted = wanted or (self.settings.collection if found else None)
         if wanted:
-            return self.library.collection(wanted)
+            return next((each for each in found if each.id == wanted), None) or self.library.collection(wanted)
         return max(found, key=lambda each: each.num_frames, default=None)
 
     def video(self, id: str) -> VideoRecord | None:
         """The video with this id."""
-        try:
-            return self.library.video(int(id))
-        except LibraryError:
-            if any(record.id == int(id) for record in self.library.videos()):
-                raise
-            return None
+        record = self.view().videos.get(int(id))
+        if record is None:  # it may have come just now
+            self.changed()
+            record = self.view().videos.get(int(id))
+        return record
 
     def thumbnail_times(self, id: int) -> list[float]:
         """When the thumbnails of a video are; they never change."""
@@ -199,11 +227,13 @@ class Service:
         own = dict(collection.settings)
         return replace(shared, settings=own if settings.fps is None else {**own, "fps": settings.fps})
 
-    def known_video(self, identity: dict[str, object], collection: Collection | None) -> VideoRecord | None:
-        """The video of this collection with the same content."""
-        print_ = identity.get("fingerprint")
-        records = [] if collection is None or print_ is None else self.library.videos(collection.id)
-        return next((record for record in records if record.fingerprint == print_), None)
+    def known_video(self, identity: dict[str, object]) -> VideoRecord | None:
+        """The video of the collection that is added to with the same content."""
+        collection, fingerprint = self.collection(None), identity.get("fingerprint")
+        if collection is None or fingerprint is None:
+            return None
+        same = (record for record in self.view().videos.values() if record.fingerprint == fingerprint)
+        return next((record for record in same if record.collection == collection.id), None)
 
     def take_place(self, record: VideoRecord, upload: Path, name: str) -> None:
         """The file of a video is gone; an upload of the same content is its file from now on."""

@@ -1,0 +1,81 @@
+"""The places that benchmarks/search.py and benchmarks/negatives.py fill; called by render_results.py."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+
+def read(name: str) -> dict[str, Any]:
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        sys.exit(f"benchmarks/results/{file.name} does not exist; docs/library.md says how to measure it")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def latencies(name: str, kind: str, row: dict[str, Any]) -> list[str]:
+    memory = f"{row['memory_gb']:.2f} GB" if "memory_gb" in row else ""
+    times = [f"{row[share]:.1f}" for share in ("p50", "p95", "p99")]
+    recall = f"{row['recall']:.3f}" if "recall" in row else "1"
+    return [name, kind, recall, *times, f"{row['load']:.1f}", memory]
+
+
+def search_tables(name: str) -> str:
+    record = read(name)
+    settings, build, cores = record["settings"], record["build"], record["machine"]["cores"]
+    rows = []
+    for threads, own in record["library"].items():
+        for what in ("frames", "moments"):
+            for kind, row in own[what].items():
+                memory = {"memory_gb": own["peak_mb"] / 1024} if what == "moments" else {}
+                rows.append(latencies(f"library, {what}, {threads}", kind, {**row, **memory}))
+    for kind, row in record["exact"].items():
+        rows.append(latencies("library, moments, exact=True", kind, row))
+    left_out = []
+    for other, row in record.get("others", {}).items():
+        if isinstance(row, dict):
+            rows.append(latencies(f"{other}, frames", "both", row))
+        elif isinstance(row, str):
+            left_out.append(f"{other}: {row}")
+    head = ["", "queries", "recall@10", "p50 ms", "p95 ms", "p99 ms", "load before", "memory"]
+    hour = statistics.median(record["add_an_hour_seconds"])
+    lines = [
+        f"{settings['frames']:,} frames of {settings['dim']} dimensions ({settings['frames'] / 10800:.0f} hours), "
+        f"{settings['queries']} queries of each kind, {cores} cores:",
+        "",
+        table(head, rows),
+        "",
+        f"Adding an hour of video: {hour:.2f} s. Making the library: {build['add_all_seconds']:.0f} s to add, "
+        f"{build['index_seconds']:.0f} s for the index (other load {build['index_other_load']:.1f}). On disk: "
+        f"{record['disk_mb'] / 1024:.2f} GB; the embeddings alone are "
+        f"{settings['frames'] * settings['dim'] * 2 / 2**30:.2f} GB.",
+    ]
+    if left_out:
+        lines += ["", f"Left out: {'; '.join(left_out)}."]
+    return "\n".join(lines)
+
+
+def negatives_table() -> str:
+    record = read("negatives")
+    measures = ("precision", "over both", "over neither", "both in top 10")
+    rows = [[weight, *(f"{row[each]:.3f}" for each in measures)] for weight, row in record["weights"].items()]
+    sets = len(record["settings"]["seeds"])
+    return f"{table(['weight', *measures], rows)}\n\n{record['pairs']} pairs of objects in {sets} sets of videos."
+
+
+RENDERERS = {
+    "search": partial(search_tables, "search"),
+    "search_10m": partial(search_tables, "search_10m"),
+    "negatives": negatives_table,
+}
