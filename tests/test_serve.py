@@ -496,7 +496,9 @@ def test_connections_without_a_request_are_closed(monkeypatch):
     """A client that sends its header slower than anyone needs, and one that sends nothing."""
     monkeypatch.setattr(server_module, "_HEADER_SECONDS", 0.3)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(echo, http=server_module._PatientNoMore, lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        echo, http=server_module._PatientNoMore, lifespan="off", log_config=None, timeout_keep_alive=1
+    )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()

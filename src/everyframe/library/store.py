@@ -78,6 +78,8 @@ class Store:
             if self._connection is None:
                 # Lance logs a line to stderr for much that is no trouble; set before it is first imported.
                 os.environ.setdefault("LANCEDB_LOG", "error")
+                # Else a scan of all frames holds several files' worth of rows; it is no faster for that.
+                os.environ.setdefault("LANCE_DEFAULT_FRAGMENT_READAHEAD", "1")
                 lancedb = require("lancedb", extra="library")
                 index_bytes = self._cache_bytes * 7 // 8
                 session = lancedb.Session(
