@@ -11,7 +11,9 @@ does, and reads the answer whole. Latency is from sending to the last byte.
 closed loop   each client asks again at once: how much the server answers at most, and how long that makes clients wait
 think time    each client waits a second between answer and question, as people do at least
 
-Each with the server's memory of query vectors switched off, so that every text goes through the text tower, and on.
+Each three times: with nothing remembered, so that every text goes through the text tower and the index; with the
+vectors of texts remembered, so that every question goes through the index; and as the server is by default, which also
+remembers answers for as long as the library stays as it is.
 
 --build: the text tower has CLIP ViT-B's size (12 layers, width 512, 8 heads) with random weights and the bundled
 model's tokenizer; the frames are those of benchmarks/search.py (`World`), whose content lies along the principal
@@ -48,6 +50,11 @@ from everyframe.video import write_image
 from search import FPS, HOUR, World
 
 TEXTS = 1000
+MEMORY = {
+    "nothing remembered": {"query_cache": 0, "answer_cache": 0},
+    "vectors remembered": {"query_cache": 4096, "answer_cache": 0},
+    "answers remembered": {"query_cache": 4096, "answer_cache": 1000},
+}
 CODE = "from everyframe.serve import Settings, serve; import sys, json; serve(Settings(**json.loads(sys.argv[1])))"
 
 
@@ -190,8 +197,10 @@ def peak_memory(pid: int) -> int:
     return peak // 1024
 
 
-def measure(library: Path, model: str | None, options: argparse.Namespace, *, remembered: int) -> dict[str, Any]:
-    settings = {"library": str(library), "model": model, "port": 0, "query_cache": remembered}
+def measure(
+    library: Path, model: str | None, options: argparse.Namespace, name: str, **remembered: int
+) -> dict[str, Any]:
+    settings = {"library": str(library), "model": model, "port": 0, **remembered}
     command = [sys.executable, "-c", CODE, json.dumps(settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -199,14 +208,14 @@ def measure(library: Path, model: str | None, options: argparse.Namespace, *, re
             port = int(line.strip().rpartition(":")[2])
             asyncio.run(load(port, 4, 5.0, 0.0))  # the model loaded, files and index read once
             rows = {}
-            for name, think in (("closed_loop", 0.0), ("think_1s", 1.0)):
+            for way, think in (("closed_loop", 0.0), ("think_1s", 1.0)):
                 before = cpu_seconds(server.pid)
                 row = asyncio.run(load(port, options.clients, options.seconds, think))
                 row["cpu_ms_per_request"] = round(1000 * (cpu_seconds(server.pid) - before) / row["requests"], 1)
-                rows[name] = row
-                print(f"query vectors remembered: {remembered:4}  {name:12} {rows[name]}", flush=True)
+                rows[way] = row
+                print(f"{name:20} {way:12} {row}", flush=True)
             alone = asyncio.run(load(port, 1, options.seconds / 2, 0.0))
-            print(f"query vectors remembered: {remembered:4}  one client   {alone}", flush=True)
+            print(f"{name:20} one_client   {alone}", flush=True)
             return {**rows, "one_client": alone, "peak_memory_mb": peak_memory(server.pid)}
         finally:
             server.terminate()
@@ -233,8 +242,7 @@ def main() -> None:
     before = os.getloadavg()[0]
     record = {
         "settings": {"frames": state.frames, "index": state.kind, "clients": options.clients, "texts": TEXTS},
-        "every_text_encoded": measure(library, model, options, remembered=0),
-        "vectors_remembered": measure(library, model, options, remembered=4096),
+        **{name: measure(library, model, options, name, **sizes) for name, sizes in MEMORY.items()},
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "load_before": round(before, 1),
         "versions": {"everyframe": package_version(), "python": platform.python_version()},

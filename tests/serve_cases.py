@@ -61,7 +61,7 @@ class Server:
 
     @property
     def port(self) -> int:
-        return int(self.url.rpartition(":")[2].partition("/")[0])
+        return int(self.url.partition("://")[2].partition(":")[2].partition("/")[0])
 
     def children(self) -> list[int]:
         """Process ids of its child processes."""
@@ -118,6 +118,17 @@ def running(library: str | Path, *options: str, threads: int = 1) -> Iterator[Se
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait(PATIENCE)
+
+
+@functools.cache
+def shared() -> tuple[Server, Path]:
+    """One server, and its library, for all modules that only read: starting one takes seconds."""
+    folder = Path(tempfile.mkdtemp(prefix="everyframe-serve-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    archive = made_library(folder)
+    server = start(archive)
+    atexit.register(server.process.kill)
+    return server, archive
 
 
 @contextmanager

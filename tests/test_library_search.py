@@ -129,7 +129,7 @@ def test_few_near_frames_lead_to_the_same_hits(library, stored, monkeypatch):
     monkeypatch.setattr(looking, "_EACH", 4)
     monkeypatch.setattr(looking, "_ROUNDS", 12)
     monkeypatch.setattr(looking, "_FIRST_SECONDS", 1.0)
-    monkeypatch.setattr(looking, "_LOOKS_AT_ONCE", 3)
+    monkeypatch.setattr(looking, "_READS_AT_ONCE", 2)
     for query in queries(6, seed=2):
         check_same(library.search(query), retrieval.search(stored, query))
 

@@ -11,16 +11,15 @@ from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from serve_cases import made_library, rendered, running
+from serve_cases import rendered, shared
 
 # 2025-02-31 and a text of blanks fit any schema and are refused; in a query string "false" is a name like any other.
 EXCLUDED = [positive_data_acceptance, negative_data_rejection]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with running(made_library(tmp_path_factory.mktemp("fuzz"))) as server:
-        yield server
+def server():
+    return shared()[0]
 
 
 @pytest.fixture(scope="module")

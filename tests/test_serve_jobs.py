@@ -51,15 +51,37 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(archive, videos):
-    with running(archive, "--videos", str(videos), "--max-upload", "3MB", "--stall", "30") as server:
+    """Open to other machines, so that it makes up a token and prints it with its address."""
+    options = ["--host", "0.0.0.0", "--allow-host", "nas.local", "--max-upload", "3MB", "--stall", "30"]
+    with running(archive, "--videos", str(videos), *options) as server:
         yield server
-        assert server.stop() == 0
+        assert server.stop(signal.SIGINT) == 0  # Ctrl-C
+        assert not any("Traceback" in line for line in server.errors), server.errors
 
 
 @pytest.fixture(scope="module")
-def api(server):
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+def bearer(server):
+    return {"authorization": f"Bearer {server.url.partition('/?token=')[2]}"}
+
+
+@pytest.fixture(scope="module")
+def api(server, bearer):
+    base = f"http://127.0.0.1:{server.port}"
+    with httpx.Client(base_url=base, headers=bearer, timeout=PATIENCE) as client:
         yield client
+
+
+def test_other_machines_need_the_token(server, bearer):
+    base = f"http://127.0.0.1:{server.port}"
+    token = bearer["authorization"].partition(" ")[2]
+    assert len(token) >= 24 and httpx.get(f"{base}/api/status").status_code == 401
+    for host, status in (("nas.local", 200), ("192.0.2.7:99", 200), ("evil.example", 400)):
+        assert httpx.get(f"{base}/api/status", headers={**bearer, "host": host}).status_code == status
+    with httpx.Client(base_url=base, follow_redirects=True) as client:
+        assert client.get(f"/?token={token}").status_code == 200
+        assert client.get("/api/status").json()["token"] is True
+    document = httpx.get(f"{base}/openapi.json", headers=bearer).json()
+    assert document["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
 
 
 def upload(api, data, name="x.mp4"):
@@ -257,7 +279,7 @@ def test_paths_stay_below_the_folders(api, videos, tmp_path):
             (videos / name).unlink()
 
 
-def test_uploads_are_bounded_whatever_they_say(api, archive, server):
+def test_uploads_are_bounded_whatever_they_say(api, archive, server, bearer):
     """By the header, by what comes without one, and by a header that lies."""
     large = b"\x00\x00\x00\x18ftypisom" + bytes(3_200_000)
     assert upload(api, large).status_code == 413
@@ -273,6 +295,7 @@ def test_uploads_are_bounded_whatever_they_say(api, archive, server):
     assert answer.status_code == 413 and "3.1 MB" in answer.json()["detail"]
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
         head = f"POST /api/encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: {headers['content-type']}\r\n"
+        head += f"Authorization: {bearer['authorization']}\r\n"
         client.sendall(f"{head}Content-Length: 500\r\n\r\n".encode() + b"".join(pieces())[:500])
         client.shutdown(socket.SHUT_WR)  # then it goes away in the middle
         while client.recv(4096):

@@ -1,18 +1,24 @@
-"""Moments from the nearest frames: which rows to read around them, and when to stop."""
+"""Moments from the nearest frames: which rows to read around them, and when to stop.
+
+A moment's score is the highest value of the smoothed curve. So one of the frames it averages scores that high by
+itself, and the frames nearest to the query lead to all moments that can win. How high the curve can be near them
+follows from their scores; the highest are read first, each with the frames around it, until the run it is in is whole
+(`everyframe.library.moments` says why that is enough). It ends when nothing that was not read can be an answer. Where
+not even that is certain after all near frames, more are asked for.
+"""
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everyframe.library.hits import ArchiveHit, Best, Question
-from everyframe.library.moments import SMOOTH_SECONDS, Part, Peaked, part_of_curve, values_near, whole_curve
+from everyframe.library.moments import SMOOTH_SECONDS, Part, Peaked, part_of_curve, whole_curve
 from everyframe.library.reading import (
     DISTANCE_EPSILON,
     Near,
@@ -34,54 +40,21 @@ MOST_LISTED = 10_000
 _FEWEST, _EACH, _MORE, _ROUNDS = 1024, 16, 4, 3
 # A video that holds more than this share of them is read as a whole, and the others are asked for without it.
 _CROWDED = 1 / 8
-# So many places are looked at at once, so many are read at least, and whole videos where it has to be those.
-_LOOKS_AT_ONCE, _READS_AT_ONCE, _VIDEOS_AT_ONCE = 48, 10, 4
+# So many places are read at once, at least, and whole videos where it has to be those.
+_READS_AT_ONCE, _VIDEOS_AT_ONCE = 10, 4
 # Read at first on both sides of near frames.
-_FIRST_SECONDS = 15.0
+_FIRST_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Neighbouring rows [first, past) of a video, around near frames: their times, and the best one's score."""
+    """Neighbouring rows [first, past) of a video around near frames: their times; no moment there is above `bound`."""
 
     video: VideoRecord
     first: int
     past: int
     near: NDArray[np.float64]
-    best: float
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """The places of its rows in the table."""
-        return np.arange(self.first, self.past)
-
-    def wider(self, seconds: float) -> _Place:
-        """With so many seconds more on both sides, if the video's frames are regular."""
-        rows = _rows_in(self.video, seconds)
-        return replace(self, first=self.first - rows, past=self.past + rows)
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A place around which runs are being read; none of them is higher than `bound`."""
-
     bound: float
-    place: _Place
-
-
-@dataclass(frozen=True, order=True)
-class _Value:
-    """The highest smoothed score that is waiting at a place, negative, so that the first in order is the highest."""
-
-    negative: float
-    number: int
-    place: _Place = field(compare=False)
-    times: NDArray[np.float64] = field(compare=False)
-    values: NDArray[np.float32] = field(compare=False)
-
-    @property
-    def highest(self) -> float:
-        return -self.negative
 
 
 @dataclass(frozen=True)
@@ -103,6 +76,13 @@ class _Progress:
     def answers(self, video: VideoRecord) -> list[Peaked]:
         """From its runs."""
         return self.question.rule.choose(list(self.runs.get(video.id, {}).values()), video.start, video.end)
+
+    def is_known(self, place: _Place) -> bool:
+        """Are all near frames of a place in runs that are known?"""
+        left = np.ones(len(place.near), bool)
+        for run in self.runs.get(place.video.id, {}).values():
+            left &= (place.near < run.start) | (place.near >= run.end)
+        return not left.any()
 
     def read(self, videos: list[VideoRecord]) -> None:
         """All frames of some videos, which are set aside then."""
@@ -172,93 +152,72 @@ def _condition(progress: _Progress) -> str | None:
 
 
 def _moments(progress: _Progress, near: Near) -> None:
-    """Look at places around near frames, the best first, and read the moments that may be answers.
-
-    Looking takes few rows and tells how high the smoothed curve is there. Where it is high, the whole run is read. It
-    ends when no place that was not looked at, waits or is being read can be an answer.
-    """
-    question, best = progress.question, progress.best
-    places = sorted(_places(progress.known, near), key=lambda place: -place.best)
-    looked = many = max(_READS_AT_ONCE, question.top)
-    reading = [_Reading(place.best, place.wider(_FIRST_SECONDS)) for place in places[:many]]
-    waiting: list[_Value] = []
-    while True:
-        _drop_known(waiting, progress.runs)
-        unseen = places[looked].best if looked < len(places) else -math.inf
-        highest = waiting[0].highest if waiting else -math.inf
-        bound = max(unseen, highest, *(each.bound for each in reading))
-        if bound == -math.inf or best.settled(bound):
+    """Read the runs around near frames, those first that may be highest, until the next one can be no answer."""
+    best, many = progress.best, max(_READS_AT_ONCE, progress.question.top)
+    waiting = deque(sorted(_places(progress, near), key=lambda place: -place.bound))
+    reading: list[_Place] = []
+    while waiting or reading:
+        bound = max(place.bound for place in (*reading, *list(waiting)[:1]))
+        if best.settled(bound):
             return
-        looks = places[looked : looked + _LOOKS_AT_ONCE] if unseen > highest else []
-        while waiting and len(reading) < many:
-            value = heapq.heappop(waiting)
-            reading.append(_Reading(value.highest, value.place.wider(_FIRST_SECONDS)))
-        # All in one: a request for rows costs as much as a thousand of them.
-        rows = progress.rows.at(np.concatenate([each.rows for each in (*looks, *(each.place for each in reading))]))
-        reading = _read(progress, rows, reading)
-        for value in _look(progress, rows, looks, looked):
-            heapq.heappush(waiting, value)
-        looked += len(looks)
+        while waiting and len(reading) < many and not best.settled(waiting[0].bound):
+            place = waiting.popleft()
+            if not progress.is_known(place):
+                reading.append(place)
+        if reading:
+            reading = _read(progress, reading)
 
 
-def _places(known: dict[int, VideoRecord], near: Near) -> Iterator[_Place]:
-    """Near frames that are close together, with as many rows as it takes to look at them."""
+def _places(progress: _Progress, near: Near) -> Iterator[_Place]:
+    """Near frames that are close together, and the rows around them."""
+    known, smooth = progress.known, progress.question.rule.smooth
     order = np.lexsort((near.row, near.video))
     rows, times, scores = near.row[order], near.time[order], near.score[order]
+    # No frame of the videos that were asked for, but for the near ones, scores higher.
+    others = float(scores.min()) if near.bound == -math.inf and len(scores) else near.bound
     for name, here in runs_of_videos(near.video[order]):
         video = known[name]
-        reach = _rows_in(video, 1.25 * SMOOTH_SECONDS)
-        for own in np.split(np.arange(here.start, here.stop), np.flatnonzero(np.diff(rows[here]) > 2 * reach) + 1):
-            first, past = int(rows[own[0]]) - reach, int(rows[own[-1]]) + reach + 1
-            highest = float(scores[own].max()) + DISTANCE_EPSILON
-            yield _Place(video=video, first=first, past=past, near=np.sort(times[own]), best=highest)
+        fewest = max(1, min(int(_rate(video) * smooth / 2), video.num_frames))
+        highest = _highest_averages(times[here], scores[here], others, fewest, smooth)
+        apart = np.flatnonzero(np.diff(rows[here]) > math.ceil(_rate(video) * smooth) + 1) + 1
+        around = min(math.ceil(_rate(video) * _FIRST_SECONDS), video.num_frames) + 1
+        for own in np.split(np.arange(here.stop - here.start), apart):
+            first, past = int(rows[here][own[0]]) - around, int(rows[here][own[-1]]) + around + 1
+            bound = float(highest[own].max()) + DISTANCE_EPSILON
+            yield _Place(video=video, first=first, past=past, near=np.sort(times[here][own]), bound=bound)
 
 
-def _rows_in(video: VideoRecord, seconds: float) -> int:
-    per_second = (video.num_frames - 1) / max(video.last - video.start, 1e-3)
-    return min(math.ceil(seconds * per_second), video.num_frames) + 1
+def _rate(video: VideoRecord) -> float:
+    return (video.num_frames - 1) / max(video.last - video.start, 1e-3)
 
 
-def _look(progress: _Progress, rows: Rows, places: list[_Place], number: int) -> Iterator[_Value]:
-    """How high the smoothed curve is near the near frames; places where it does not reach the level are left out.
+def _highest_averages(
+    times: NDArray[np.float64], scores: NDArray[np.float32], others: float, fewest: int, smooth: float
+) -> NDArray[np.float64]:
+    """For each near frame the highest that a moving average can be whose first near frame it is: float64 [n].
 
-    number: of the first place, for order among equals.
+    times, scores: of the near frames of a video. An average is over `fewest` frames or more; those that are not near
+    score at most `others`. Of more than twice as many, some `fewest` neighbours have no lower average.
     """
-    question = progress.question
-    for count, place in enumerate(places, start=number):
-        part = _part(rows, place)
-        found = None
-        if part is not None:
-            found = values_near(part, place.near, question.level(place.video), question.rule.smooth)
-        if found is None:  # to be read; the scores themselves are as high as their averages can be
-            yield _Value(-place.best, count, place, place.near, np.full(len(place.near), place.best, np.float32))
-        elif len(found[0]):
-            yield _Value(-float(found[1].max()), count, place, *found)
+    sums = np.concatenate([[0.0], np.cumsum(scores, dtype=np.float64)])
+    highest = np.full(len(times), -np.inf)
+    for size in range(1, min(2 * fewest, len(times) + 1)):
+        first = slice(0, len(times) - size + 1)
+        average = (sums[size:] - sums[:-size] + max(fewest - size, 0) * others) / max(size, fewest)
+        together = times[size - 1 :] - times[first] <= smooth + 1e-5
+        highest[first] = np.maximum(highest[first], np.where(together, average, -np.inf))
+    return highest
 
 
-def _drop_known(waiting: list[_Value], runs: dict[int, dict[float, Peaked]]) -> None:
-    """Until the first that waits is in no run that is known."""
-    while waiting:
-        first = waiting[0]
-        left = np.ones(len(first.times), bool)
-        for run in runs.get(first.place.video.id, {}).values():
-            left &= (first.times < run.start) | (first.times >= run.end)
-        if left.all():
-            return
-        heapq.heappop(waiting)
-        if left.any():
-            times, values = first.times[left], first.values[left]
-            heapq.heappush(waiting, _Value(-float(values.max()), first.number, first.place, times, values))
-
-
-def _read(progress: _Progress, rows: Rows, reading: list[_Reading]) -> list[_Reading]:
-    """Find the runs around places; returns those that go on, with more rows."""
+def _read(progress: _Progress, places: list[_Place]) -> list[_Place]:
+    """Find the runs around places; returns the places where they go on, with more rows."""
     question, runs = progress.question, progress.runs
-    larger: list[_Reading] = []
+    # All in one: a request for rows costs as much as a thousand of them.
+    rows = progress.rows.at(np.concatenate([np.arange(place.first, place.past) for place in places]))
+    larger: list[_Place] = []
     touched: dict[int, VideoRecord] = {}
     whole: dict[int, VideoRecord] = {}
-    for each in reading:
-        place = each.place
+    for place in places:
         part = _part(rows, place)
         if part is None:
             whole[place.video.id] = place.video
@@ -267,7 +226,7 @@ def _read(progress: _Progress, rows: Rows, reading: list[_Reading]) -> list[_Rea
         if known.more_before or known.more_after:
             length = place.past - place.first
             first, past = place.first - length * known.more_before, place.past + length * known.more_after
-            larger.append(replace(each, place=replace(place, first=first, past=past)))
+            larger.append(replace(place, first=first, past=past))
             continue
         touched[place.video.id] = place.video
         runs.setdefault(place.video.id, {}).update((run.start, run) for run in known.found)

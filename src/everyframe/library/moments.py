@@ -105,25 +105,6 @@ class PartRuns:
     more_after: bool
 
 
-def values_near(
-    part: Part, near: NDArray[np.float64], level: float, smooth: float
-) -> tuple[NDArray[np.float64], NDArray[np.float32]] | None:
-    """Times [m] and smoothed scores [m] that reach the level, within half a moving average of the times `near`.
-
-    None where the part is too short to say: it has to go on for a moving average before and after them.
-    """
-    times, reach = part.times, smooth / 2 + _TIME_EPSILON
-    enough = (part.at_start or times[0] <= near[0] - 2 * reach) and (part.at_end or times[-1] >= near[-1] + 2 * reach)
-    if not enough:
-        return None
-    after = np.searchsorted(near, times)
-    close = np.abs(times - near[np.minimum(after, len(near) - 1)]) <= reach
-    close |= np.abs(times - near[np.maximum(after - 1, 0)]) <= reach
-    curve = moving_average(part.scores[None], times, smooth)[0]
-    reached = close & (curve >= level - _LEVEL_EPSILON)
-    return times[reached], curve[reached]
-
-
 def part_of_curve(part: Part, near: NDArray[np.float64], end: float, level: float, smooth: float) -> PartRuns:
     """The runs of a part of a video.
 

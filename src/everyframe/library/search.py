@@ -1,10 +1,7 @@
-"""Search in a library: the nearest frames, then the moments around them, cut as over files.
+"""Search in a library: moments, clips and videos, cut and ranked as in `everyframe.tasks.retrieval.search`.
 
-A moment's score is the highest value of the smoothed curve, so at least one of the frames it averages scores that high
-by itself: the frames nearest to the query lead to all moments that can win. Around each only a few rows are read
-(`everyframe.library.moments` says why that is enough). It ends when no frame that was not looked at scores as high as
-the last moment that is returned, so that where the nearest frames are exact the moments are those of
-`everyframe.tasks.retrieval.search`. Above `INDEX_FRAMES` frames an index finds the nearest frames, and may miss some.
+Small tables are kept in memory and compared as a whole. Of large ones an index finds the nearest frames, and they lead
+to the moments (`everyframe.library.lookup`). What has no index yet is read in batches.
 """
 
 from __future__ import annotations
@@ -70,9 +67,10 @@ class Searcher:
         query: a vector [dim], or a `Query` of several. where: videos that may be found. exact: compare every frame,
         also where there is an index. Scores are cosines, or what `Query` says.
 
-        With an index, and without exact, a moment can be missing where the index misses all frames near its peak, or
-        where several thousand frames of other moments score higher than it. What is found is exact, score and span,
-        either way. A `smooth` other than the default reads whole videos, and takes longer.
+        With an index, and without exact, a moment can be missing where the index misses all frames near its peak,
+        where several thousand frames of other moments score higher than it, or where its frames are less than half as
+        dense as those of its video on average. What is found is exact, score and span, either way. A `smooth` other
+        than the default reads whole videos, and takes longer.
 
         Raises ValueError for a query or parameters that do not fit, LibraryError for level="clip" where rows are
         frames.

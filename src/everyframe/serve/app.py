@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from everyframe.features import FeaturesError
 from everyframe.library import LibraryError
@@ -122,6 +123,10 @@ def _add_handlers(app: FastAPI) -> None:
     async def broken(_: Request, error: ValueError) -> JSONResponse:
         LOG.warning("%s", error)
         return say(507 if "disk is full" in str(error) else 503, str(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return say(400, "the connection was closed")  # to nobody
 
     @app.exception_handler(OSError)
     async def system(_: Request, error: OSError) -> JSONResponse:

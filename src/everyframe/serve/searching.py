@@ -124,7 +124,8 @@ async def search(
         known = [(hit, service.video(str(hit.id))) for hit in hits]
         return [moment_answer(service, hit, record) for hit, record in known if record is not None]
 
-    moments = await service.in_search(look)
+    key = (collection.id, wanted, found.image, options)
+    moments = await service.in_search(lambda: service.answer(key, look))
     return SearchAnswer(
         moments=moments,
         took_ms=_since(started),

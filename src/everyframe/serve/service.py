@@ -10,11 +10,11 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from everyframe.features import VideoFeatures
 from everyframe.library import Collection, Library, LibraryError, Thumbnail, VideoRecord
@@ -69,6 +69,8 @@ class Service:
         self._pictures = _Pictures(_PICTURE_BYTES)
         self._index: tuple[float, str, IndexState | None] = (0.0, "", None)
         self._view: View | None = None
+        self._answers: OrderedDict[Hashable, Any] = OrderedDict()
+        self._answers_of: tuple[Collection, ...] = ()
         self._view_lock = threading.Lock()
 
         self.vectors = Vectors(model=settings.model, device=settings.device, remembered=settings.query_cache)
@@ -143,8 +145,28 @@ class Service:
             if self._view is None or time.monotonic() - self._view.read_at > _VIEW_SECONDS:
                 read_at = time.monotonic()
                 videos = {record.id: record for record in self.library.videos()}
-                self._view = View(tuple(self.library.collections()), videos, read_at)
+                collections = tuple(self.library.collections())
+                self._view = View(collections, videos, read_at)
+                # The library gives the same objects for as long as nothing changes in it.
+                if list(map(id, collections)) != list(map(id, self._answers_of)):
+                    self._answers.clear()
+                    self._answers_of = collections
             return self._view
+
+    def answer(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, remembered while the library stays as it is."""
+        self.view()
+        with self._view_lock:
+            answers, known = self._answers_of, self._answers.get(key)
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        made = make()
+        with self._view_lock:
+            if answers is self._answers_of and self.settings.answer_cache:
+                self._answers[key] = made
+                while len(self._answers) > self.settings.answer_cache:
+                    self._answers.popitem(last=False)
+        return made
 
     def changed(self) -> None:
         """What is written here is seen at once."""

@@ -37,6 +37,7 @@ class Settings:
     encoder, fps: how added videos are read; None: as those of the collection.
     max_upload: bytes. jobs_at_once, jobs_waiting: of videos that are being added.
     stall_seconds: a child process that says nothing for so long is ended.
+    query_cache, answer_cache: how many vectors of texts, and answers while the library stays as it is, are remembered.
     preview_bytes: how much the folder of converted videos may hold.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     preview_bytes: int = 5 * 10**9
     search_threads: int = 4
     query_cache: int = 4096
+    answer_cache: int = 1000
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -85,16 +85,18 @@ class _Answers:
 
 def _encode(task: dict[str, Any], answers: _Answers) -> dict[str, Any]:
     """Features and thumbnails of task["source"] into task["folder"]."""
-    from everyframe.library import make_thumbnails
-    from everyframe.pipeline import encode_video
-    from everyframe.serve.encoding import Reading
     from everyframe.video import probe
     from everyframe.video.opening import restrict
 
     restrict(task["demuxer"])
     source, folder = task["source"], Path(task["folder"])
-    duration = probe(source).duration_seconds
+    duration = probe(source).duration_seconds  # before torch: what is no video is refused in no time
     answers.send({"frames": 0, "seconds": 0.0, "duration": duration})
+
+    from everyframe.library import make_thumbnails
+    from everyframe.pipeline import encode_video
+    from everyframe.serve.encoding import Reading
+
     encoder, sampled = Reading(**task["reading"]).make()
     answers.send({"loaded": True})
 
