@@ -247,7 +247,7 @@ def spans(hits: list[ArchiveHit]) -> list[tuple[int, float]]:
 
 def moment_recall(found: list[list], truth: list[list]) -> float:
     pairs = zip(found[: len(truth)], truth, strict=True)
-    return float(np.mean([len({tuple(hit) for hit in own} & set(exact)) / TOP for own, exact in pairs]))
+    return float(np.mean([len({tuple(hit) for hit in own} & set(exact)) / len(exact) for own, exact in pairs]))
 
 
 # --- the others ------------------------------------------------------------------------------------------
