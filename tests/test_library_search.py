@@ -194,6 +194,24 @@ def test_filters_limit_the_videos(library, stored, way, monkeypatch):
     check_same(library.search(query, where=most), retrieval.search(stored[:20], query))
 
 
+def test_videos_that_may_not_be_found_and_score_higher_hide_no_other(tmp_path, monkeypatch):
+    """As with 10,000 videos on both sides of a filter: neither side can be listed at once."""
+    rng = np.random.default_rng(3)
+    videos = [scenes(f"/{side}/{number}.mp4", 60, rng) for number in range(6) for side in ("far", "near")]
+    query = np.zeros(DIM)
+    query[1] = 1
+    for feats in videos[1::2]:
+        feats.embeddings[:, 1] += 9
+    for name, value in (("MOST_LISTED", 2), ("_FEWEST", 8), ("_EACH", 1), ("_ROUNDS", 2)):
+        monkeypatch.setattr(looking, name, value)
+    take(monkeypatch, "lookup")
+    with Library(tmp_path / "lib") as library:
+        assert len(list(library.add_all(videos))) == 12
+        hits = library.search(query, top=3, per_video=1, where=Filter(paths=("/far/*",)))
+        stored = [library.features(feats.video["path"]) for feats in videos[::2]]
+        check_same(hits, retrieval.search(stored, query, top=3, per_video=1))
+
+
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 def test_rows_of_other_videos_and_videos_in_two_files(tmp_path, way):
     """Rows that belong to no video that is ready, and a video whose rows compaction has cut in two."""

@@ -161,9 +161,18 @@ class Indexer:
             yield self._added(source, mark, result)
 
     def gone(self, paths: Sequence[Path], *, remove: bool) -> list[Indexed]:
-        """What becomes of the videos whose files were at these paths: they are removed, or only reported."""
+        """What becomes of the videos whose files were at these paths: they are removed, or only reported.
+
+        All that a library holds, if that is several, are not removed: "failed".
+        """
         places = {str(path) for path in paths}
-        lost = [record for record in self._library.videos() if record.path in places and not record.available]
+        records = self._library.videos()
+        lost = [record for record in records if record.path in places and not record.available]
+        if remove and len(lost) == len(records) and len({record.path for record in lost}) > 1:
+            why = "is gone like every video of the library, so none is removed; is a disk not mounted?"
+            return [
+                Indexed(source=each.path, status="failed", video=each.id, error=f"{each.path}: {why}") for each in lost
+            ]
         if remove:
             self._library.remove(*(record.id for record in lost))
         status: Status = "removed" if remove else "missing"

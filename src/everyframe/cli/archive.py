@@ -13,7 +13,7 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.libraries import LibraryOption, choose_collection
+from everyframe.cli.libraries import LibraryOption, chosen_collection
 from everyframe.cli.options import JsonOption, check_format
 from everyframe.cli.times import parse_seconds
 
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 CollectionOption = Annotated[
     str | None, typer.Option("--collection", help="One collection alone: its label, or the beginning of its id.")
 ]
+
+# What may be wrong with a video's file, and what helps.
+_STATES = {
+    "missing": "everyframe archive relink finds moved files, everyframe remove --missing removes these",
+    "changed": "everyframe index replaces them",
+    "unreadable": "the rights of their folders, or their disks, keep them from being looked at",
+}
 
 _archive = typer.Typer(no_args_is_help=True, help="What a library needs now and then: export, import, relink, ...")
 app.add_typer(_archive, name="archive")
@@ -94,7 +101,7 @@ def stats(
         print(json.dumps(facts, indent=2))
     else:
         _show(facts)
-    if facts.get("missing") or facts.get("changed"):
+    if any(facts.get(name) for name in _STATES):
         raise typer.Exit(1)
 
 
@@ -128,13 +135,19 @@ def _facts(archive: Library, *, check: bool) -> dict[str, Any]:
         )
     if check:
         files = [record for record in archive.videos() if "://" not in record.path]
-        facts["missing"] = sorted({record.path for record in files if not record.available})
-        facts["changed"] = sorted({record.path for record in files if record.available and not _same_size(record)})
+        facts |= {name: sorted({each.path for each in files if _state(each) == name}) for name in _STATES}
     return facts
 
 
-def _same_size(record: VideoRecord) -> bool:
-    return record.size_bytes is None or os.path.getsize(record.path) == record.size_bytes
+def _state(record: VideoRecord) -> str | None:
+    """What is wrong with its file; None for nothing."""
+    try:
+        size = os.path.getsize(record.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except OSError:
+        return "unreadable"
+    return "changed" if record.size_bytes is not None and size != record.size_bytes else None
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -151,15 +164,12 @@ def _show(facts: dict[str, Any]) -> None:
             f"  {one['label']} ({one['id']}): {_count(one['videos'], 'video')}, {_count(one['frames'], 'frame')} of "
             f"{one['dim']}, {how}{', being built' if index['building'] else ''}"
         )
-    for name, hint in (
-        ("missing", "everyframe archive relink finds moved files, everyframe remove --missing removes these"),
-        ("changed", "everyframe index replaces them"),
-    ):
+    for name, hint in _STATES.items():
         for path in facts.get(name, ()):
             console.say(f"  {name}: {path}", style="yellow")
         if facts.get(name):
             console.say(f"  {_count(len(facts[name]), 'file')} {name}; {hint}", style="yellow")
-    if facts.get("missing") == [] and facts.get("changed") == []:
+    if all(facts.get(name) == [] for name in _STATES):
         console.say("  all files are there")
 
 
@@ -177,8 +187,8 @@ def export(
     check_format(format)
     failures: list[Any] = []
     with open_library(library) as archive:
-        held = archive.collections()
-        chosen = None if collection is None and len(held) < 2 else choose_collection(held, collection).id
+        several = len(archive.collections()) > 1
+        chosen = chosen_collection(archive, collection).id if several or collection is not None else None
         files = archive.export(out, format=format, videos=video or None, collection=chosen, failures=failures)
     console.say(f"{out}: {_count(len(files), 'feature file')}")
     _fail([str(error) for _, error in failures])

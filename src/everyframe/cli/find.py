@@ -24,7 +24,7 @@ from everyframe.cli.encoder import (
     TwoSidedOption,
     choose_encoder,
 )
-from everyframe.cli.libraries import choose_collection
+from everyframe.cli.libraries import chosen_collection
 from everyframe.cli.options import (
     DeviceOption,
     DropOption,
@@ -195,10 +195,9 @@ def _search_library(
             limits[f"{end}_seconds"] = parse_seconds(conditions[f"{end}_duration"], f"--{end}-duration")
     where = Filter(paths=tuple(conditions.get("path", ())), **limits)
     with Library(place) as library:
-        held = library.collections()
-        if not held:
+        if not library.collections():
             raise LibraryError(f"{place} holds no videos yet; everyframe index adds some")
-        collection = choose_collection(held, conditions.get("collection"))
+        collection = chosen_collection(library, conditions.get("collection"))
 
         def frame(video: str, seconds: float) -> Any | None:
             try:

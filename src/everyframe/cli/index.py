@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,7 +17,7 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.libraries import LibraryOption, choose_collection, named
+from everyframe.cli.libraries import LibraryOption, chosen_collection, named
 from everyframe.cli.options import (
     JsonOption,
     QuietOption,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from everyframe.indexing import Indexed, Indexer
     from everyframe.library import Collection, Library
     from everyframe.pipeline import ClipSampling, Sampling
-    from everyframe.pipeline.watch import Changes, Watch
+    from everyframe.pipeline.watch import Watch
     from everyframe.video import VideoError
 
 _RETRY_SECONDS = 60.0  # after the library could not be written
@@ -90,13 +90,15 @@ def index(
         held = archive.collections()
         found = _find(paths, Path(archive.path), may_be_empty=watch)
         indexer: Indexer | None = None
-        if found.videos or (watch and found.watched):
+        if found.watched if watch else found.videos:
             if "://" not in archive.path:
                 check_writable(Path(archive.path), "--library")
-            encoder, sampling = _reader(reading, held, collection)
+            encoder, sampling = _reader(reading, archive, collection)
             indexer = Indexer(archive, encoder, sampling, thumbnails=thumbnails, retry_failed=retry_failed)
             if held and indexer.key.id not in {each.id for each in held}:
                 _say_new(indexer.key.label, held)
+        elif watch and found.videos:
+            raise ValueError(f"--watch looks for videos in folders, and {found.videos[0]} is an address, read once")
         elif watch:
             raise ValueError(f"--watch looks for videos, and {paths[0]} has none but encoded ones")
         elif reading.settings or reading.model or collection:
@@ -138,6 +140,7 @@ def _find(paths: Sequence[str], library: Path, *, may_be_empty: bool) -> _Found:
     A folder with videos is one of videos, whatever else it holds; nothing in the library's own folder counts.
     """
     from everyframe.features import SUFFIXES, FeaturesError
+    from everyframe.pipeline import is_address
     from everyframe.tasks.retrieval import feature_paths
     from everyframe.video import NoVideosError
 
@@ -160,7 +163,8 @@ def _find(paths: Sequence[str], library: Path, *, may_be_empty: bool) -> _Found:
         if named and not videos:
             errors.append(NoVideosError(f"{path}: no video but in the library's own folder"))
         found.missing += [error for error in errors if not (may_be_empty and isinstance(error, NoVideosError))]
-        found.watched.append(path)
+        if not is_address(path):
+            found.watched.append(path)
         found.videos += videos
     found.videos = [video for _, videos in distinct([(None, found.videos)]) for video in videos]
     nothing = not found.videos and not found.features
@@ -169,21 +173,20 @@ def _find(paths: Sequence[str], library: Path, *, may_be_empty: bool) -> _Found:
     return found
 
 
-def _reader(
-    reading: Reading, held: Sequence[Collection], wanted: str | None
-) -> tuple[Encoder | TempMe, Sampling | ClipSampling]:
+def _reader(reading: Reading, archive: Library, wanted: str | None) -> tuple[Encoder | TempMe, Sampling | ClipSampling]:
     """As the options say; without any as the videos of the collection that is wanted, or the only one."""
     from everyframe.features import FeaturesError
     from everyframe.pipeline import remake
 
     if wanted is not None and (reading.settings or reading.model is not None):
         raise ValueError("--collection says how videos are read; leave out --model, --fps and the encoder's options")
+    held = archive.collections()
     if wanted is None and len(held) > 1 and not reading.settings and reading.model is None:
         raise ValueError(
             "the library holds several collections; choose one with --collection, or say how to read these videos "
             f"(--model, --fps, --encoder, ...): {named(held)}"
         )
-    like = choose_collection(held, wanted) if wanted is not None or len(held) == 1 else None
+    like = chosen_collection(archive, wanted) if wanted is not None or len(held) == 1 else None
     recorded = None if like is None else like.model.get("id")
     name = recorded if isinstance(recorded, str) else None
     if like is None or reading.settings:
@@ -270,6 +273,7 @@ class _Run:
         self._remove_missing, self._stays = remove_missing, stays
         self._quiet, self._as_json, self._silent = quiet, as_json, quiet or as_json
         self.stop = _Stop(listens=stays)
+        self._gone: dict[Path, None] = {}  # not removed or reported yet
         self._outcomes: list[Indexed] | None = []  # None once they are summed up
         self._started = time.monotonic()
         self.failed = 0
@@ -284,7 +288,10 @@ class _Run:
             self._tell(Indexed(source=name, status="failed", error=str(error)), shown=False)
         sources = found.videos
         if self._stays:
-            sources = [video for video in sources if is_address(video)] + list(self._watch.first(interval))
+            addresses = [video for video in sources if is_address(video)]
+            if addresses:
+                self._say_problems([f"addresses are read once and not watched: {', '.join(map(str, addresses))}"])
+            sources = addresses + list(self._watch.first(interval))
         self._batch(sources, bar=True)
         for result in self._archive.import_files(found.features) if found.features else ():
             if result.added is None:
@@ -293,7 +300,7 @@ class _Run:
             status = "skipped" if result.added.status == "unchanged" else result.added.status
             self._tell(Indexed(source=str(result.file), status=status, video=result.added.id), shown=False)
         if not self._stays:
-            self._check_gone()
+            self._check_gone({str(error) for error in found.missing})
 
     def _batch(self, sources: Sequence[str | Path], *, bar: bool) -> None:
         """Whatever is to be done with these videos."""
@@ -334,19 +341,27 @@ class _Run:
         elif self._outcomes is None and not self._quiet and outcome.status != "skipped":
             console.say_outcome(outcome)
 
-    def _check_gone(self) -> None:
-        """Videos of the library below the folders that are not there any more."""
+    def _check_gone(self, told: set[str]) -> None:
+        """Videos of the library below the folders that are not there any more. told: problems, by their sentence."""
         from everyframe.pipeline.watch import LOOKS_GONE
 
         known = [record.path for record in self._archive.videos()]
         for _ in range(LOOKS_GONE):  # nothing is expected to happen in between
             changes = self._watch.look(known)
-        self._gone(changes)
+            self._say_problems(problem for problem in changes.problems if problem not in told)
+        self._take(changes.gone)
 
-    def _gone(self, changes: Changes) -> None:
-        if self._indexer is not None and changes.gone:
-            for outcome in self._indexer.gone(changes.gone, remove=self._remove_missing):
+    def _say_problems(self, problems: Iterable[str]) -> None:
+        for problem in problems:
+            console.say(f"everyframe: {problem}", style="yellow", error=True)
+
+    def _take(self, gone: Iterable[Path]) -> None:
+        """What is gone is told once: where the library cannot be written now, it waits here for the next try."""
+        self._gone |= dict.fromkeys(gone)
+        if self._indexer is not None and self._gone:
+            for outcome in self._indexer.gone(list(self._gone), remove=self._remove_missing):
                 self._tell(outcome, shown=False)
+        self._gone.clear()
 
     def refresh(self) -> None:
         """Bring the search index up to date, and say so where that takes a while."""
@@ -376,10 +391,9 @@ class _Run:
             pause = interval
             try:
                 changes = self._watch.look(record.path for record in self._archive.videos())
-                for problem in changes.problems:
-                    console.say(f"everyframe: {problem}", style="yellow", error=True)
+                self._say_problems(changes.problems)
                 self._batch(changes.settled, bar=False)
-                self._gone(changes)
+                self._take(changes.gone)
                 if changes.settled and refresh:
                     self._archive.refresh(wait=False)
             except LibraryError as error:  # a full disk may have room again later

@@ -8,24 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from everyframe.library import Collection
+    from everyframe.library import Collection, Library
 
 LibraryOption = Annotated[str, typer.Option("--library", help="Folder of the library, or its address (s3://, gs://).")]
 
 
-def choose_collection(held: Sequence[Collection], wanted: str | None) -> Collection:
-    """By label or the beginning of the id; the only one for None. Raises ValueError, naming those there are."""
-    if wanted is None and len(held) == 1:
-        return held[0]
-    if wanted is None:
+def chosen_collection(library: Library, wanted: str | None) -> Collection:
+    """The one that --collection names, or the only one. Raises ValueError, naming those there are."""
+    held = library.collections()
+    if wanted is None and len(held) > 1:
         raise ValueError(f"the library holds several collections; choose one with --collection: {named(held)}")
-    fitting = [each for each in held if each.label == wanted] or [each for each in held if each.id.startswith(wanted)]
-    if len(fitting) != 1:
-        what = "several collections" if fitting else "no collection"
-        raise ValueError(
-            f"--collection {wanted} means {what} of this library, which holds: {named(held) or 'nothing yet'}"
-        )
-    return fitting[0]
+    return library.collection(wanted)
 
 
 def named(held: Sequence[Collection]) -> str:

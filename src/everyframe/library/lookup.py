@@ -100,13 +100,7 @@ def lookup(question: Question) -> list[ArchiveHit]:
     count = max(_FEWEST, _EACH * question.top)
     for _ in range(_ROUNDS):
         near = nearest(question.table, question.direction, count, where=_condition(progress))
-        ours = near.only(np.isin(near.video, ids))
-        if question.of_rows:
-            _rows(progress, ours)
-        elif question.rule.smooth == SMOOTH_SECONDS:
-            _moments(progress, ours)
-        else:
-            _moments_of_whole_videos(progress, ours)
+        _take(progress, near, ids)
         if progress.best.settled(near.bound) or near.bound == -math.inf:
             break
         before = len(progress.aside)
@@ -115,7 +109,34 @@ def lookup(question: Question) -> list[ArchiveHit]:
             break
         if len(progress.aside) == before:  # else there is room for others now
             count *= _MORE
+    else:
+        if min(len(question.left_out), len(question.videos)) > MOST_LISTED:
+            return _in_lists(question)
     return progress.best.hits
+
+
+def _take(progress: _Progress, near: Near, ids: NDArray[np.int64]) -> None:
+    """The answers that near frames lead to; those of videos that may not be found are passed over."""
+    ours = near.only(np.isin(near.video, ids))
+    if progress.question.of_rows:
+        _rows(progress, ours)
+    elif progress.question.rule.smooth == SMOOTH_SECONDS:
+        _moments(progress, ours)
+    else:
+        _moments_of_whole_videos(progress, ours)
+
+
+def _in_lists(question: Question) -> list[ArchiveHit]:
+    """Where frames of videos that may not be found took every place: ask for the others alone, a list at a time."""
+    best = Best(question)
+    for first in range(0, len(question.videos), MOST_LISTED):
+        some = {video.id: video for video in question.videos[first : first + MOST_LISTED]}
+        found: dict[int, list[Peaked]] = {}
+        for hit in lookup(replace(question, videos=list(some.values()))):
+            found.setdefault(hit.id, []).append(Peaked(hit.start, hit.end, hit.score, hit.peak))
+        for name, answers in found.items():
+            best.put(some[name], answers)
+    return best.hits
 
 
 def _set_aside(progress: _Progress, near: Near, count: int) -> None:

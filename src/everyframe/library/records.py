@@ -92,8 +92,14 @@ class VideoRecord:
 
     @property
     def available(self) -> bool:
-        """Is there a file at `path` now?"""
-        return os.path.exists(self.path)
+        """Is there a file at `path` now? True where that cannot be told, as in a folder that may not be read."""
+        try:
+            os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Polling sees what other machines do on a network disk, which notifications of th
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Watch:
 
     def first(self, quiet_seconds: float) -> list[Path]:
         """The videos to begin with: those that nobody changed in the last `quiet_seconds`; others wait to settle."""
-        listed, _, _ = self._list(set())
+        listed, _, _ = self._list()
         self._seen = {path: mark for path in listed if (mark := signature(path)) is not None}
         now = time.time()
         return [path for path, mark in self._seen.items() if now - mark[2] / 1e9 >= quiet_seconds]
@@ -60,24 +61,23 @@ class Watch:
     def look(self, known: Iterable[str | Path] = ()) -> Changes:
         """What has changed since the last look. known: videos that should be there too, those of a library."""
         expected = {Path(path) for path in known}
-        expected = {path for path in expected if any(path.is_relative_to(_absolute(root)) for root in self._paths)}
-        listed, unseen, problems = self._list(expected)
+        listed, unseen, problems = self._list()
         settled: list[Path] = []
         pending: list[Path] = []
         seen: dict[Path, Signature] = {}
         for path in listed:
             mark = signature(path)
             if mark is None:
+                problems += _why_unseen(path)
                 continue
             seen[path] = mark
             if self._handled.get(path) != mark:
                 (settled if self._seen.get(path) == mark else pending).append(path)
-        missing = {path for path in expected if not path.exists()}
-        missing = {path for path in missing if not any(path.is_relative_to(place) for place in unseen)}
+        missing = self._missing_of(expected, unseen, problems)
         self._missing = {path: self._missing.get(path, 0) + 1 for path in missing}
         gone = sorted(path for path, looks in self._missing.items() if looks == LOOKS_GONE)
         self._seen = seen
-        fresh = [problem for problem in problems if problem not in self._said]
+        fresh = [problem for problem in dict.fromkeys(problems) if problem not in self._said]
         self._said = set(problems)
         return Changes(settled, pending, gone, fresh)
 
@@ -86,34 +86,95 @@ class Watch:
         if path in self._seen:
             self._handled[path] = self._seen[path]
 
-    def _list(self, expected: set[Path]) -> tuple[list[Path], list[Path], list[str]]:
+    def _list(self) -> tuple[list[Path], list[Path], list[str]]:
         """Videos that are there; places that cannot be seen now, of whose videos nothing is known; problems."""
         found: dict[Path, None] = {}
         unseen: list[Path] = []
         problems: list[str] = []
         for path in self._paths:
             failures: list[VideoError] = []
-            videos = find_videos([path], failures=failures)
-            place = _absolute(path)
+            try:
+                videos = find_videos([path], failures=failures)
+            except OSError as error:
+                videos = []
+                failures.append(VideoError(f"{error.filename or path}: cannot be searched ({error.strerror or error})"))
             broken = [str(error) for error in failures if not isinstance(error, NoVideosError)]
-            if not broken and not videos and any(each.is_relative_to(place) for each in expected) and _is_empty(place):
-                broken = [f"{path} is empty now; is its disk mounted? the library keeps what was below it"]
             if broken:
-                unseen.append(place)
+                unseen.append(_absolute(path))
                 problems += broken
             found |= dict.fromkeys(_absolute(video) for video in videos)
         if self._leave_out is not None:
             found = {path: None for path in found if not path.is_relative_to(self._leave_out)}
         return list(found), unseen, problems
 
+    def _missing_of(self, expected: set[Path], unseen: list[Path], problems: list[str]) -> set[Path]:
+        """Those of the videos that are known to be missing; whatever makes that uncertain is added to `problems`."""
+        roots = [_absolute(path) for path in self._paths]
+        below = {root: {path for path in expected if path.is_relative_to(root)} for root in roots}
+        open_to_doubt = {path for path in expected if any(path.is_relative_to(place) for place in unseen)}
+        missing = set().union(*below.values()) - open_to_doubt
+        there: set[Path] = set()
+        empty: dict[Path, bool] = {}  # folders
+        for path in sorted(missing):
+            try:
+                if _status(path) is not None:
+                    there.add(path)
+                    continue
+                holder = next(folder for folder in path.parents if _is_folder(folder))
+                if holder not in empty:
+                    empty[holder] = _is_empty(holder)
+            except OSError as error:
+                problems.append(_unseen(path.parent, error))
+                open_to_doubt.add(path)
+                continue
+            if empty[holder]:  # as a disk leaves its folder when it is unmounted
+                problems.append(f"{holder} is empty now; is its disk mounted? the library keeps what was below it")
+                open_to_doubt.add(path)
+        missing -= there | open_to_doubt
+        for root, here in below.items():
+            if len(here) > 1 and here & missing and not here & there:
+                problems.append(
+                    f"none of the {len(here)} videos that the library has of {root} is there; is its disk mounted? "
+                    "the library keeps them"
+                )
+                open_to_doubt |= here
+        return missing - open_to_doubt
+
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _is_empty(place: Path) -> bool:
-    """An empty folder, as a disk that is not mounted leaves."""
-    return place.is_dir() and not any(place.iterdir())
+def _status(path: Path) -> os.stat_result | None:
+    """None where nothing has this path. Raises OSError where that cannot be told."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_folder(path: Path) -> bool:
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Is there nothing but hidden entries, and what file systems make for themselves? Raises OSError."""
+    with os.scandir(folder) as entries:
+        return all(entry.name.startswith(".") or entry.name == "lost+found" for entry in entries)
+
+
+def _unseen(folder: Path, error: OSError) -> str:
+    return f"{folder}: cannot be looked into ({error.strerror or error}); the library keeps what was below it"
+
+
+def _why_unseen(path: Path) -> list[str]:
+    """A sentence on a path that has no signature; none where it is just gone."""
+    try:
+        _status(path)
+    except OSError as error:
+        return [_unseen(path.parent, error)]
+    return []
 
 
 def signature(path: Path) -> Signature | None:
