@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,43 @@ def test_missing_files_are_reported_or_removed(archive: Path, films: Path, tmp_p
     assert report("stats", "--library", other, "--check")["videos"] == 2
 
 
+def test_not_every_video_is_removed_at_once(archive: Path, films: Path, model: ef.Model) -> None:
+    """Each below a folder of its own, of which none can be told from one whose disk is not mounted."""
+    with Library(archive) as library:
+        indexer = Indexer(library, ef.ReuseEncoder(model, plan="adaptive"), Sampling())
+        places = [films / f"film{number}.mp4" for number in range(3)]
+        assert indexer.gone(places, remove=True) == []  # they are there
+        for place in places:
+            place.rename(place.with_suffix(".away"))
+        try:
+            refused = indexer.gone(places, remove=True)
+            assert {each.status for each in indexer.gone(places, remove=False)} == {"missing"}
+            assert [each.status for each in indexer.gone(places[:2], remove=True)] == ["removed"] * 2
+        finally:
+            for place in places:
+                place.with_suffix(".away").rename(place)
+        assert [each.status for each in refused] == ["failed"] * 3
+        assert str(refused[0].error).startswith(f"{refused[0].source}: is gone like every video of the library")
+        assert len(library.videos()) == 1
+
+
+def test_an_empty_folder_in_a_folder_makes_nothing_missing(archive: Path, films: Path, tmp_path: Path) -> None:
+    """As a mount point; said once, with the exit code of a run in which nothing failed."""
+    root = tmp_path / "videos"
+    for number in range(2):
+        (root / f"disk{number}").mkdir(parents=True)
+        shutil.copy(films / "film0.mp4", root / f"disk{number}" / "film.mp4")
+        with (root / f"disk{number}" / "film.mp4").open("ab") as file:
+            file.write(bytes([0, 0, 0, 8]) + b"free" * (number + 1))
+    words = ["index", str(root), "--library", str(archive), "--remove-missing"]
+    assert report(*words)["added"] == 2
+    (root / "disk0" / "film.mp4").unlink()
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0 and result.output.count("disk0 is empty now; is its disk mounted?") == 1
+    (root / "disk0").rmdir()
+    assert report(*words)["removed"] == 1
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_added(films: Path, tmp_path: Path, model: ef.Model) -> None:
     video = Path(shutil.copy(films / "film0.mp4", tmp_path / "video.mp4"))
     with Library(tmp_path / "archive") as library:
@@ -273,7 +311,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(archive: Path, films: Path,
         ("index FILMS --watch --every 0", "--every must be at least 0.1 s"),
         ("index FILMS --library FILMS", "is no library: it holds other things"),
         ("index FILMS --encoder dense --tolerance 2 --library EMPTY", "--tolerance has no meaning"),
-        ("index FILMS --collection nothing --library EMPTY", "means no collection of this library"),
+        ("index FILMS --watch --every 9999999999999d", "--every must be a duration of at most 100 years"),
+        ("index http://localhost/a.mp4 --watch --library EMPTY", "a.mp4 is an address, read once"),
+        ("index FILMS --collection nothing --library EMPTY", "holds no videos yet"),
+        ("index FILMS --collection nothing --library MADE", "holds no collection nothing; it holds bundled"),
         ("index MADE --library MADE", "no video"),
         ("search EMPTY a", "holds no features"),
         ("search MADE", "there is no query"),
@@ -281,7 +322,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(archive: Path, films: Path,
         ("search MADE ring --after soon", "--after must be a date"),
         ("search MADE ring --after 2024 --before 2023", "swap them"),
         ("search MADE ring --min-duration long", "--min-duration must be a duration"),
-        ("search MADE ring --collection x", "means no collection of this library"),
+        ("search MADE ring --collection x", "holds no collection x; it holds bundled"),
         ("search MADE ring --level shot", "--level must be one of"),
         ("search MADE ring --level clip", "clip"),
         ("search MADE ring --top 0", "top"),
@@ -294,7 +335,9 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(archive: Path, films: Path,
         ("remove --library EMPTY x", "is no library"),
         ("stats --library EMPTY", "is no library"),
         ("archive export --library MADE --format xml", "--format must be one of"),
+        ("archive export --library MADE --collection x", "holds no collection x; it holds bundled"),
         ("archive vacuum --library MADE --older-than long", "--older-than must be a duration"),
+        ("archive vacuum --library MADE --older-than 9999999999d", "--older-than must be a duration of at most"),
         ("archive relink nowhere --library MADE", "does not exist"),
     ],
 )
@@ -413,6 +456,27 @@ def test_stats_and_history(archive: Path) -> None:
     assert versions and versions == sorted(versions, key=lambda one: one["version"])
 
 
+def test_a_file_that_cannot_be_looked_at_is_not_missing(archive: Path, films: Path, tmp_path: Path) -> None:
+    """A link that leads to itself stands in for a folder that may not be read, which nothing keeps root from."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with Library(archive) as library:
+        record = replace(library.video("film0.mp4"), path=str(loop / "film0.mp4"))
+        assert record.available and not replace(record, path=str(tmp_path / "film0.mp4")).available
+        assert not replace(record, path=str(films / "film0.mp4" / "film0.mp4")).available
+    place = tmp_path / "place"
+    place.mkdir()
+    shutil.copy(films / "film1.mp4", place / "film.mp4")
+    with (place / "film.mp4").open("ab") as file:
+        file.write(b"\0\0\0\x08free")
+    run("index", place, "--library", archive, "--quiet")
+    shutil.rmtree(place)
+    place.symlink_to(place)
+    facts = report("stats", "--library", archive, "--check", code=1)
+    assert (facts["unreadable"], facts["missing"], facts["changed"]) == ([str(place / "film.mp4")], [], [])
+    assert run("remove", "--library", archive, "--missing") == (0, "nothing to remove\n")
+
+
 def test_archive_compact_and_vacuum_keep_what_counts(archive: Path) -> None:
     before = report("search", archive, "a ring")
     assert "compacted" in run("archive", "compact", "--library", archive)[1]
@@ -485,6 +549,13 @@ def test_parse_seconds(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "s", "-5", "5 apples", "1:75", "1:2", "5m3", "nan", "inf", "1e9", "1:75:00"])
 def test_parse_seconds_refuses(text: str) -> None:
+    with pytest.raises(ValueError, match="--x must be a duration"):
+        parse_seconds(text, "--x")
+
+
+@pytest.mark.parametrize("text", ["9999999999d", "4000000000", "9" * 400, f"{'9' * 5000}:00:00", "1:999999999999:00"])
+def test_parse_seconds_is_bounded(text: str) -> None:
+    assert parse_seconds("36500d", "--x") == 36500 * 86400
     with pytest.raises(ValueError, match="--x must be a duration"):
         parse_seconds(text, "--x")
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from typer.testing import CliRunner
 
 import everyframe as ef
 from everyframe.cli import app
+from everyframe.cli.index import _Run
+from everyframe.indexing import Indexed
+from everyframe.library import Library, LibraryError
 from everyframe.pipeline.watch import Watch
 from everyframe.synthetic import synthesize
 
@@ -95,7 +99,7 @@ def test_what_is_gone_is_told_once_and_at_the_third_look(tmp_path: Path) -> None
     assert [watch.look(known).gone for _ in range(3)] == [[], [], [film]]  # a second time, a second report
 
 
-@pytest.mark.parametrize("how", ["the folder is gone", "the folder is empty"])
+@pytest.mark.parametrize("how", ["the folder is gone", "the folder is empty", "lost+found is left"])
 def test_a_disk_that_is_not_mounted_makes_nothing_gone(tmp_path: Path, how: str) -> None:
     disk = tmp_path / "disk"
     film = put(disk / "film.mp4")
@@ -103,14 +107,99 @@ def test_a_disk_that_is_not_mounted_makes_nothing_gone(tmp_path: Path, how: str)
     watch.first(5.0)
     watch.handled(film)
     shutil.rmtree(disk)
-    if how == "the folder is empty":
+    if how != "the folder is gone":
         disk.mkdir()
+    if how == "lost+found is left":
+        (disk / "lost+found").mkdir()
+        put(disk / ".keep")
     looks = [watch.look([film]) for _ in range(4)]
     assert [look.gone for look in looks] == [[], [], [], []]
     assert "disk" in looks[0].problems[0] and [len(look.problems) for look in looks] == [1, 0, 0, 0]
     put(film)
     assert watch.look([film]) == watch.look([film])
     assert watch.look([film]).settled == []  # it is what it was
+
+
+def test_a_mount_point_below_the_folder_makes_nothing_gone(tmp_path: Path) -> None:
+    videos = [put(tmp_path / disk / "deep" / name) for disk in ("disk1", "disk2") for name in ("a.mp4", "b.mp4")]
+    shutil.rmtree(tmp_path / "disk1")
+    put(tmp_path / "disk1" / ".keep")
+    (tmp_path / "disk2" / "deep" / "a.mp4").unlink()
+    watch = Watch([tmp_path])
+    looks = [watch.look(videos) for _ in range(4)]
+    assert [look.gone for look in looks] == [[], [], [videos[2]], []]
+    assert looks[0].problems == [
+        f"{tmp_path}/disk1 is empty now; is its disk mounted? the library keeps what was below it"
+    ]
+    (tmp_path / "disk1" / ".keep").unlink()
+    (tmp_path / "disk1").rmdir()  # the folder too: then somebody removed it
+    assert [watch.look(videos).gone for _ in range(3)] == [[], [], videos[:2]]
+
+
+def test_a_folder_that_lost_all_of_several_videos_is_not_believed(tmp_path: Path) -> None:
+    videos = [put(tmp_path / "disk" / name) for name in ("a.mp4", "b.mp4")]
+    put(tmp_path / "disk" / "readme.txt")
+    for video in videos:
+        video.unlink()
+    watch = Watch([tmp_path, tmp_path / "disk"])
+    looks = [watch.look([*videos, put(tmp_path / "c.mp4")]) for _ in range(4)]  # c.mp4 is below the outer folder
+    assert [look.gone for look in looks] == [[]] * 4
+    assert looks[0].problems[0].startswith(f"none of the 2 videos that the library has of {tmp_path}/disk is there")
+    put(videos[0])
+    assert [watch.look(videos).gone for _ in range(3)] == [[], [], [videos[1]]]
+
+
+@pytest.fixture()
+def closed() -> Iterator[Path]:
+    """A folder with a folder `closed` that has two videos, seen by a user who is not root; set its rights."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for video in ("a.mp4", "b.mp4", "closed/c.mp4", "closed/d.mp4"):
+            put(folder / video)
+        root = os.geteuid() == 0
+        for path in (folder, folder / "closed"):
+            os.chown(path, 65534 if root else -1, -1)
+        if root:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if root:
+                os.seteuid(0)
+            (folder / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("rights", [0o000, 0o400, 0o100])
+def test_a_folder_that_may_not_be_read_makes_nothing_gone(closed: Path, rights: int) -> None:
+    known = [closed / name for name in ("a.mp4", "b.mp4", "closed/c.mp4", "closed/d.mp4", "closed/gone.mp4")]
+    watch = Watch([closed])
+    (closed / "closed").chmod(rights)
+    looks = [watch.look(known) for _ in range(4)]
+    assert [look.gone for look in looks] == [[]] * 4
+    assert f"{closed}/closed" in looks[0].problems[0] and "Permission denied" in looks[0].problems[0]
+    assert [look.problems for look in looks[1:]] == [[]] * 3
+    (closed / "closed").chmod(0o700)
+    assert [watch.look(known).gone for _ in range(3)] == [[], [], [known[-1]]]
+
+
+def test_what_is_gone_waits_for_a_library_that_cannot_be_written(tmp_path: Path) -> None:
+    """It is told once, so it must not be forgotten when telling the library fails."""
+    asked: list[list[Path]] = []
+
+    class Locked:
+        def gone(self, paths: list[Path], *, remove: bool) -> list[Indexed]:
+            asked.append(paths)
+            if len(asked) == 1:
+                raise LibraryError("locked")
+            return []
+
+    options = {"remove_missing": True, "quiet": True, "as_json": False, "stays": True}
+    run = _Run(Library(tmp_path / "archive"), Locked(), Watch([tmp_path]), **options)  # type: ignore[arg-type]
+    with pytest.raises(LibraryError):
+        run._take([tmp_path / "a.mp4"])
+    run._take([tmp_path / "b.mp4"])
+    run._take([])
+    assert asked == [[tmp_path / "a.mp4"], [tmp_path / "a.mp4", tmp_path / "b.mp4"]]
 
 
 # --- a process that stays --------------------------------------------------------------------------------

@@ -87,12 +87,10 @@ class Indexer:
 
     def sort(self, sources: Sequence[str | Path]) -> tuple[list[Indexed], list[str | Path]]:
         """What need not be encoded, and what became of it; and the rest. Moved files are noted in the library here."""
+        records = self._library.videos()
         by_print: dict[str | None, list[VideoRecord]] = {}
-        at_path: dict[str, str | None] = {}  # fingerprints, in the collection
-        for record in self._library.videos():
+        for record in records:
             by_print.setdefault(record.fingerprint, []).append(record)
-            if record.collection == self.key.id:
-                at_path[record.path] = record.fingerprint
         settled: list[Indexed] = []
         marks: dict[str | Path, str | None] = {}
         for source in sources:
@@ -104,9 +102,12 @@ class Indexer:
         elsewhere = [
             source
             for source, mark in marks.items()
-            if mark is not None and any(self._lost(each, source) for each in by_print.get(mark, ()))
+            if mark is not None and any(each.path != source_name(source) for each in by_print.get(mark, ()))
         ]
-        moved = {record.id for record, _ in self._library.relink(elsewhere)} if elsewhere else set()
+        # Before anything is added: another video may have the old name of a moved one.
+        moved = {record.id: path for record, path in self._library.relink(elsewhere)} if elsewhere else {}
+        own = [record for record in records if record.collection == self.key.id]
+        at_path = {moved.get(record.id, record.path): record.fingerprint for record in own}
         todo: list[str | Path] = []
         taken: dict[str, str] = {}  # fingerprints of the rest, and their paths
         for source, mark in marks.items():
@@ -123,12 +124,17 @@ class Indexer:
         return settled, todo
 
     def _settled(
-        self, source: str | Path, mark: str | None, records: list[VideoRecord], moved: set[int], taken: dict[str, str]
+        self,
+        source: str | Path,
+        mark: str | None,
+        records: list[VideoRecord],
+        moved: dict[int, str],
+        taken: dict[str, str],
     ) -> Indexed | None:
-        """None where there is work to do. records: of videos with this content. moved: ids of those found again."""
+        """None where there is work to do. records: of videos with this content. moved: those found again, and where."""
         own = next((each for each in records if each.collection == self.key.id and self._complete(each)), None)
         if own is not None:
-            here = own.id in moved and self._lost(own, source)
+            here = moved.get(own.id) == source_name(source)
             return Indexed(source=str(source), status="moved" if here else "skipped", video=own.id)
         if mark is not None and mark in taken:
             return Indexed(source=str(source), status="skipped", error=f"{source}: is a copy of {taken[mark]}")
@@ -137,11 +143,6 @@ class Indexer:
             return None
         message = f"{failure} (as in an earlier run; --retry-failed tries again)"
         return Indexed(source=str(source), status="failed", error=message)
-
-    @staticmethod
-    def _lost(record: VideoRecord, source: str | Path) -> bool:
-        """Is the video's file no longer where it was, so that this one, which is the same, may be it?"""
-        return record.path != source_name(source) and not record.available
 
     def _complete(self, record: VideoRecord) -> bool:
         """Was all of it encoded, or as much as could be had and is wanted?"""

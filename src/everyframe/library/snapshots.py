@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from everyframe.library.errors import LibraryError, translated
 from everyframe.library.records import Collection, VideoRecord
 
 _NOT_IN_RECORDS = ("state", "roles", "content", "provenance")
+_MOST_LISTED = 1000  # videos in one SQL condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +115,45 @@ def read_collections(place: str, table: Any) -> dict[str, Collection]:
     return found
 
 
-def read_records(place: str, table: Any, collections: dict[str, Collection]) -> dict[int, VideoRecord]:
-    """All ready videos, in the order they were added."""
-    shared = {name: {"model": each.model, "settings": each.settings} for name, each in collections.items()}
-    names = [name for name in table.schema.names if name not in _NOT_IN_RECORDS]
-    records = []
+def read_records(
+    place: str, table: Any, collections: dict[str, Collection], known: Mapping[int, VideoRecord] | None = None
+) -> dict[int, VideoRecord]:
+    """All ready videos, in the order they were added.
+
+    known: records of an earlier or later version of the table. Of those only path and name are read, the columns that
+    can change.
+    """
+    known = known or {}
     with translated(place, "read"):
-        rows = ready_rows(table, [*names, "provenance"])
-        for values in zip(*(rows[name].to_pylist() for name in [*names, "provenance"]), strict=True):
-            row = dict(zip([*names, "own"], values, strict=True))
-            for name in ("mean", "smoothed_mean"):
-                row[name] = np.frombuffer(row[name], "<f4")
-            records.append(VideoRecord(**row, shared=shared[row["collection"]]))
+        brief = ready_rows(table, ["id", "path", "name"])
+        records, new = [], []
+        for number, path, name in zip(*(column.to_pylist() for column in brief.columns), strict=True):
+            record = known.get(number)
+            if record is None:
+                new.append(number)
+            else:
+                same = record.path == path and record.name == name
+                records.append(record if same else replace(record, path=path, name=name))
+        if 0 < len(new) <= _MOST_LISTED:
+            records += _new_records(table, collections, f"id IN ({', '.join(map(str, new))})")
+        elif new:
+            records += [each for each in _new_records(table, collections) if each.id not in known]
     records.sort(key=lambda record: (record.added, record.id))
     return {record.id: record for record in records}
+
+
+def _new_records(table: Any, collections: dict[str, Collection], where: str = "") -> list[VideoRecord]:
+    """Of ready videos that meet a condition."""
+    shared = {name: {"model": each.model, "settings": each.settings} for name, each in collections.items()}
+    names = [*(name for name in table.schema.names if name not in _NOT_IN_RECORDS), "provenance"]
+    rows = ready_rows(table, names, where)
+    records = []
+    for values in zip(*(rows[name].to_pylist() for name in names), strict=True):
+        row = dict(zip([*names[:-1], "own"], values, strict=True))
+        for name in ("mean", "smoothed_mean"):
+            row[name] = np.frombuffer(row[name], "<f4")
+        records.append(VideoRecord(**row, shared=shared[row["collection"]]))
+    return records
 
 
 def ready_rows(table: Any, columns: list[str], where: str = "") -> Any:

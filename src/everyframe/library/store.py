@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 # What may lie beside the tables: locks, the journal of `everyframe index`, what `everyframe serve` keeps.
 _BESIDE = frozenset({"writer.lock", "index.lock", "everyframe.jsonl", "uploads", "previews"})
-_OUTDATED = -1
+_LOOKS = 5  # at a library that changes at that moment
 _MOST_REMEMBERED = 10_000
 
 
@@ -157,6 +156,12 @@ class Store:
         """Migrate a library of an older format. Raises LibraryError for one of a newer."""
         if self._checked:
             return
+        if self._format() < schema.VERSION:
+            self._migrate()
+        self._checked = True
+
+    def _format(self) -> int:
+        """The library's format, which this everyframe reads or can migrate."""
         with translated(self.path, "read"):
             rows = self.table(schema.ABOUT).search().to_arrow().to_pylist()
         about = {row["key"]: row["value"] for row in rows}
@@ -168,13 +173,11 @@ class Store:
                 f"{self.path} has format {version}, written by everyframe {about.get('everyframe', '?')}; "
                 f"this everyframe reads format {schema.VERSION}: upgrade it (pip install --upgrade everyframe)"
             )
-        if int(version) < schema.VERSION:
-            self._migrate(int(version))
-        self._checked = True
+        return int(version)
 
-    def _migrate(self, version: int) -> None:
+    def _migrate(self) -> None:
         with self.lock():
-            for step in range(version, schema.VERSION):
+            for step in range(self._format(), schema.VERSION):  # read anew: another process may have done it by now
                 if step not in MIGRATIONS:
                     raise LibraryError(
                         f"{self.path} has format {step}, which this everyframe can no longer migrate; "
@@ -203,9 +206,10 @@ class Store:
         return self.snapshot().frames(collection_id)
 
     def _read(self) -> Snapshot:
-        """Frames tables are opened between two looks at `videos`; what is ready in both is all there in them.
+        """Frames tables are opened between two looks at `videos`; what it was at that moment is all there in them.
 
-        Its frames were added before the first look, and are deleted after the second at the earliest.
+        A video's frames are added before it is ready, and are deleted after it was removed. Where `videos` did not
+        change between the looks, that moment is known; else the frames tell.
         """
         old = self._snapshot or self._empty
         before = self._latest(schema.VIDEOS).version
@@ -213,20 +217,39 @@ class Store:
             self._latest(schema.FRAMES + name).version == version for name, version in old.table_versions.items()
         ):
             return old
-        collections = read_collections(self.path, self.table(schema.COLLECTIONS))
-        tables = {name: self._open(schema.FRAMES + name) for name in collections}
-        table = self.table(schema.VIDEOS)
-        if table.version == before:
-            videos = old.videos if before == old.version else read_records(self.path, table, collections)
-            return assemble(self.path, table, videos, collections, tables)
-        earlier = self.table(schema.VIDEOS)
+        for _ in range(_LOOKS):
+            collections = read_collections(self.path, self.table(schema.COLLECTIONS))
+            tables = {name: self._open(schema.FRAMES + name) for name in collections}
+            table = self.table(schema.VIDEOS)
+            if table.version == before or self._turn_back(table, before, tables):
+                same = table.version == old.version
+                videos = old.videos if same else read_records(self.path, table, collections, old.videos)
+                return assemble(self.path, table, videos, collections, tables)
+            before = self.table(schema.VIDEOS).version  # not one moment's state, across several collections
+        raise LibraryError(f"{self.path} is changing too fast to be read; try again")
+
+    def _turn_back(self, table: Any, oldest: int, tables: dict[str, Any]) -> bool:
+        """Check `videos` out at the newest version, down to `oldest`, of which these frames tables hold every row.
+
+        False where there is none.
+        """
+
+        def ready(version: int) -> dict[int, tuple[str, int]]:
+            table.checkout(version)
+            rows = ready_rows(table, ["id", "collection", "num_frames"])
+            return {row["id"]: (row["collection"], row["num_frames"]) for row in rows.to_pylist()}
+
+        newest = table.version
         with translated(self.path, "read"):
-            earlier.checkout(before)
-            ready = set(ready_rows(earlier, ["id"])["id"].to_pylist())
-        everything = read_records(self.path, table, collections)
-        videos = {name: record for name, record in everything.items() if name in ready}
-        # What came in between is in the next one.
-        return replace(assemble(self.path, table, videos, collections, tables), version=_OUTDATED)
+            whole = ready(oldest).keys() & ready(newest).keys()
+            for version in range(newest, oldest - 1, -1):
+                wanted: dict[str, dict[int, int]] = {}
+                for number, (collection, frames) in ready(version).items():
+                    if number not in whole:
+                        wanted.setdefault(collection, {})[number] = frames
+                if all(_holds(tables.get(name), frames) for name, frames in wanted.items()):
+                    return True
+        return False
 
     def _read_past(self, moment: datetime) -> Snapshot:
         """As it was then. The order of commits is the order of their times, so the rule of `_read` holds."""
@@ -309,6 +332,11 @@ class Store:
 
     # --- writing -----------------------------------------------------------------------------------------
 
+    def check_present(self) -> None:
+        """Raises LibraryError for a view of the past, which cannot be changed."""
+        if self.as_of is not None:
+            raise LibraryError(f"{self.path} is open as it was at {self.as_of}; open it without as_of to change it")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only writer of a local folder. An object store has no locks: there commits decide."""
@@ -342,8 +370,7 @@ class Store:
         """
         from everyframe.library.writing import Writer
 
-        if self.as_of is not None:
-            raise LibraryError(f"{self.path} is open as it was at {self.as_of}; open it without as_of to change it")
+        self.check_present()
         if self.exists():
             self.check_version()
         elif not create:
@@ -352,6 +379,11 @@ class Store:
             writer = Writer(self)
             writer.begin()
             yield writer
+
+
+def _holds(table: Any, frames: dict[int, int]) -> bool:
+    """Are so many rows of each of these videos in a table?"""
+    return table is not None and table.count_rows(f"video IN ({', '.join(map(str, frames))})") == sum(frames.values())
 
 
 def _is_ours(name: str) -> bool:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -157,7 +157,9 @@ class Writer:
         for name in dict.fromkeys(each.key.id for each in group):
             members = [each for each in group if each.key.id == name]
             existing = self._existing(name, members)
-            plans += [_plan_one(each, existing) for each in members]
+            for each in members:  # as one after the other, though they share a commit
+                plans.append(_plan_one(each, existing))
+                existing = _after(plans[-1], existing)
         order = {id(each): place for place, each in enumerate(group)}
         return sorted(plans, key=lambda plan: order[id(plan.prepared)])
 
@@ -356,26 +358,31 @@ class Batches(Generic[T]):
 
 def _plan_one(prepared: schema.Prepared, existing: Sequence[_Existing]) -> _Plan:
     """The same video has the same path and bytes; else the same bytes; else, overwritten, the same path."""
+    from everyframe.library.moved import is_gone  # loads what decodes
+
     path, fingerprint = prepared.path, prepared.row["fingerprint"]
     here = next((each for each in existing if each.path == path), None)
-    copies = [each for each in existing if fingerprint and each.fingerprint == fingerprint]
-    copies.sort(key=lambda each: not _is_gone(each.path))
-    match, removes = here, []
-    if copies and (here is None or (here.fingerprint and here.fingerprint != fingerprint)):
+    match, gone, removes = here, None, []
+    if fingerprint and (here is None or (here.fingerprint and here.fingerprint != fingerprint)):
+        copies = [each for each in existing if each.fingerprint == fingerprint]
+        gone = next((each for each in copies if is_gone(each.path, fingerprint)), None)
         if here is None:
-            match = copies[0]
-        elif _is_gone(copies[0].path):  # moved over another video, which is no more
-            match, removes = copies[0], [here.id]
+            match = gone or next(iter(copies), None)
+        elif gone is not None:  # moved over another video, which is no more
+            match, removes = gone, [here.id]
     if match is None:
         return _Plan(prepared, _new_id(), "added")
     if match.content != prepared.row["content"]:
         return _Plan(prepared, _new_id(), "replaced", (match.id, *removes))
-    moved = match.path != path and _is_gone(match.path)
-    return _Plan(prepared, match.id, "moved" if moved else "unchanged", tuple(removes))
+    return _Plan(prepared, match.id, "moved" if match is gone else "unchanged", tuple(removes))
 
 
-def _is_gone(path: str) -> bool:
-    return "://" not in path and not os.path.exists(path)
+def _after(plan: _Plan, existing: Sequence[_Existing]) -> list[_Existing]:
+    """What is left for the next of a group: a video that was replaced is no more, one that moved has its new path."""
+    rest = [each for each in existing if each.id not in plan.removes]
+    if plan.status == "moved":
+        rest = [replace(each, path=plan.prepared.path) if each.id == plan.id else each for each in rest]
+    return rest
 
 
 def _new_id() -> int:

@@ -31,6 +31,15 @@ from everyframe.version import package_version
 LOG = logging.getLogger("everyframe.serve")
 STATIC = Path(str(resources.files("everyframe.serve") / "static"))
 _AROUND_FILE = 1 << 16  # bytes of a multipart body around its file
+_WRITTEN = {
+    "like": "the id of a video and seconds, such as 1234@56.7",
+    "image": "the id that a search by image answered",
+    "after": "a date, such as 2025-03-31",
+    "before": "a date, such as 2025-03-31",
+    "video": "the id of a video, as /api/videos lists them",
+    "job": "the id of a job, as /api/jobs lists them",
+}
+"""What a parameter looks like that has to match a pattern."""
 
 
 def create_app(settings: Settings, *, port: int = 0) -> tuple[App, Service]:
@@ -138,6 +147,8 @@ def _add_handlers(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+        if first["type"] == "string_pattern_mismatch" and name in _WRITTEN:
+            return say(422, f"{name}: {str(first['input'])[:100]!r} is not {_WRITTEN[name]}")
         reason = str(first["msg"])
         return say(422, f"{name}: {reason[:1].lower()}{reason[1:]}")
 
