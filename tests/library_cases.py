@@ -224,19 +224,23 @@ def read_until(path, stop):
     from everyframe.library import Library
 
     library = Library(path)
-    count = 0
+    count, seen = 0, set()
     while not os.path.exists(stop):
-        count += read_once(library)
+        count += read_once(library, seen)
     if not count:
         raise SystemExit("nothing was read")
 
 
-def read_once(library):
-    """Read every video that is there now; how many."""
+def read_once(library, seen):
+    """Read every video that is there now; how many. seen: names so far; what `churn` never removes must stay."""
     from everyframe.library import LibraryError
 
-    count = 0
-    for record in library.videos():
+    count, records = 0, library.videos()
+    names = [record.name for record in records]
+    assert len(set(names)) == len(names), names
+    assert not {name for name in seen if not name.endswith("-0.mp4")} - set(names), names
+    seen.update(names)
+    for record in records:
         try:
             feats = library.features(record.id)
         except LibraryError as error:

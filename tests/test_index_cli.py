@@ -170,6 +170,8 @@ def test_a_part_is_not_the_whole(films: Path, tmp_path: Path, model: ef.Model) -
     assert kept["status"] == "added" and "kept" in kept["error"]
     assert report("index", damaged, "--library", archive, "--keep-partial")["skipped"] == 1
     assert report("index", damaged, "--library", archive, "--retry-failed", code=1)["failed"] == 1
+    again = report("index", damaged, "--library", archive)  # known: more cannot be had
+    assert again["skipped"] == 1 and "the library has a part of it" in again["files"][0]["error"]
     with Library(archive) as library:
         assert len(library.videos()) == 2  # what was kept stays
 
@@ -317,6 +319,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(archive: Path, films: Path,
         ("index FILMS --collection nothing --library MADE", "holds no collection nothing; it holds bundled"),
         ("index MADE --library MADE", "no video"),
         ("search EMPTY a", "holds no features"),
+        ("search nowhere a", "nowhere: there is no library or folder of features there"),
+        ("search MADE \udcff\udcfe", "the query is no text in UTF-8"),
         ("search MADE", "there is no query"),
         ("search MADE --without circle", "only what to stay away from"),
         ("search MADE ring --after soon", "--after must be a date"),
@@ -333,7 +337,11 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(archive: Path, films: Path,
         ("remove --library MADE", "name the videos to remove"),
         ("remove --library MADE nothing.mp4", "holds no video nothing.mp4"),
         ("remove --library EMPTY x", "is no library"),
-        ("stats --library EMPTY", "is no library"),
+        ("remove --library MADE --all", "say which with --collection"),
+        ("remove --library MADE film0.mp4 --collection dense", "holds no collection dense"),
+        ("stats --library EMPTY", "is no library; everyframe index makes one"),
+        ("stats --library FILMS", "is no library; everyframe index makes one"),
+        ("archive export --library MADE --collection all --video film0.mp4", "leave out --video"),
         ("archive export --library MADE --format xml", "--format must be one of"),
         ("archive export --library MADE --collection x", "holds no collection x; it holds bundled"),
         ("archive vacuum --library MADE --older-than long", "--older-than must be a duration"),
@@ -367,6 +375,9 @@ def test_negatives_survive_the_shell(made: Path) -> None:
     plain = report("search", made, "a ring -red", "--level", "video")
     assert plain == report("search", made, "a ring", "-red", "--level", "video")
     assert plain == report("search", made, "a ring", "--without", "red", "--level", "video")
+    whole = report("search", made, "a ring", "-a red square", "--level", "video")
+    assert whole == report("search", made, "a ring", "--without", "a red square", "--level", "video")
+    assert whole != report("search", made, "a ring", "-a", "red square", "--level", "video")
     assert plain != report("search", made, "a ring", "--level", "video")
     result = CliRunner().invoke(app, ["search", str(made), "a ring", "--tpo", "3"])
     assert result.exit_code == 2 and "No such option: --tpo" in result.output
@@ -385,8 +396,16 @@ def test_search_filters(made: Path, films: Path) -> None:
     assert names("--after", day + timedelta(days=2)) == names("--before", day - timedelta(days=2)) == set()
     assert names("--min-duration", "3s", "--max-duration", "0:05") == every
     assert names("--min-duration", "1m") == set()
-    assert run("search", made, "a ring", "--min-duration", "1m") == (0, "nothing found\n")
+    none = "none of the 3 videos passes the filters\n"
+    assert run("search", made, "a ring", "--min-duration", "1m") == (0, none)
     assert len(report("search", made, "a ring", "--per-video", 1)) == 3
+
+
+def test_the_table_is_headed_by_the_query_and_the_place(made: Path, films: Path) -> None:
+    code, out = run("search", made, "a ring " * 20)
+    heading = " ".join(out[: out.index("┏")].split())
+    assert code == 0 and f'"{"a ring " * 10}' in heading and heading.endswith(f"... in {made}")
+    assert f"videos in {films}" in " ".join(out.split())
 
 
 def test_search_for_a_picture(made: Path, films: Path, tmp_path: Path) -> None:
@@ -408,6 +427,9 @@ def test_search_asks_which_collection(archive: Path, films: Path) -> None:
     with pytest.raises(ValueError, match=r"choose one with --collection: bundled · reuse adaptive · 3 fps \("):
         run("search", archive, "a ring")
     assert len(report("search", archive, "a ring", "--collection", "bundled · dense · 2 fps", "--level", "video")) == 3
+    assert len(report("search", archive, "a ring", "--collection", "DENSE", "--level", "video")) == 3  # a part of it
+    with pytest.raises(LibraryError, match="fps means several collections"):
+        run("search", archive, "a ring", "--collection", "fps")
     with pytest.raises(LibraryError, match="holds no videos yet"):
         for name in ("film0.mp4", "film1.mp4", "film2.mp4"):
             run("remove", "--library", archive, name)
@@ -428,6 +450,40 @@ def test_remove(archive: Path, films: Path) -> None:
     assert report("stats", "--library", archive)["videos"] == 1
     assert run("remove", "--library", archive, "--missing") == (0, "nothing to remove\n")
     assert (films / "film0.mp4").exists()
+
+
+def test_a_video_in_two_collections_is_counted_and_removed_once(archive: Path, films: Path, tmp_path: Path) -> None:
+    run("index", films, "--library", archive, "--encoder", "dense", "--fps", "2", "--quiet", "--no-thumbnails")
+    facts = report("stats", "--library", archive)
+    assert (facts["videos"], facts["hours"]) == (3, pytest.approx(12 / 3600, rel=0.05))
+    assert [one["videos"] for one in facts["collections"]] == [3, 3]
+
+    out = tmp_path / "out"
+    assert "6 feature files" in run("archive", "export", "--library", archive, "--out", out, "--collection", "all")[1]
+    first, second = sorted(out.iterdir())
+    assert "dense-2-fps" in first.name and "reuse-adaptive-3-fps" in second.name
+    again = ["archive", "export", "--library", archive, "--collection"]
+    before = (first / "film0.npz").read_bytes()
+    assert run(*again, "adaptive", "--out", second)[0] == 0  # its own
+    refused = CliRunner().invoke(app, [*map(str, again), "adaptive", "--out", str(first)])
+    assert refused.exit_code == 1 and refused.output.count("choose another folder (--out)") == 3
+    assert (first / "film0.npz").read_bytes() == before
+
+    moved = films.parent / "film0-moved.mp4"
+    (films / "film0.mp4").rename(moved)
+    try:
+        assert run("remove", "--library", archive, "--missing", "--dry-run")[1].count("would remove") == 2
+        told = run("archive", "relink", moved, "--library", archive)[1]
+        assert told == f"{films / 'film0.mp4'} is now {moved}\n1 found again, 0 still missing\n"
+    finally:
+        moved.rename(films / "film0.mp4")
+    code, told = run("remove", "--library", archive, "film1.mp4", "--collection", "dense")
+    assert (code, told) == (0, f"removed: {films / 'film1.mp4'} (bundled · dense · 2 fps)\n")
+    assert len(report("remove", "--library", archive, "--collection", "dense", "--all")["removed"]) == 2
+    with Library(archive) as library:
+        assert [(each.label, each.num_videos) for each in library.collections()] == [
+            ("bundled · reuse adaptive · 3 fps", 3)
+        ]
 
 
 def test_remove_missing_does_not_fall_for_a_disk_that_is_not_mounted(films: Path, tmp_path: Path) -> None:

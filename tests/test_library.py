@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -13,15 +14,18 @@ import pytest
 import library_cases as cases
 from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.library import (
+    Filter,
     Library,
     LibraryError,
     Thumbnail,
     UnusableVideoError,
+    VideoRecord,
     collection_key,
     is_library,
     make_thumbnails,
 )
 from everyframe.library import store as store_module
+from everyframe.library.filters import allowed
 from everyframe.video import VideoError, sample_frames, write_video
 from everyframe.video.identity import identity
 from library_cases import equal, tiny
@@ -133,13 +137,21 @@ def test_features_that_cannot_be_stored_are_refused(library, feats, message):
 # --- who is who --------------------------------------------------------------------------------------------
 
 
+def of_file(path, *, fps=3.0, **settings):
+    """Features as of a file: those of two files differ exactly if the files do."""
+    facts = identity(path)
+    feats = tiny("of a file", fps=fps, seed=int(facts["fingerprint"], 16), **settings)
+    return dataclasses.replace(feats, video={**feats.video, **facts, "path": str(path)})
+
+
 def test_the_same_video_again(library, tmp_path):
     here, there = tmp_path / "a.mp4", tmp_path / "b.mp4"
-    here.touch()
-    first = library.add(tiny(here, fingerprint="A"))
-    assert library.add(tiny(here, fingerprint="A", version="another")) == dataclasses.replace(first, status="unchanged")
+    here.write_bytes(b"A")
+    first = library.add(of_file(here))
+    assert library.add(of_file(here, version="another")) == dataclasses.replace(first, status="unchanged")
     # A copy of a file that is still there, then the same copy when the original is gone.
-    copy = dataclasses.replace(tiny(here, fingerprint="A"), video={**tiny(there, fingerprint="A").video})
+    shutil.copy(here, there)
+    copy = of_file(there)
     assert library.add(copy) == dataclasses.replace(first, status="unchanged")
     assert library.video(first.id).path == str(here)
     here.unlink()
@@ -168,6 +180,78 @@ def test_moved_over_another_video(library, tmp_path):
     assert library.add(feats) == dataclasses.replace(moved, status="moved")
     assert [(record.id, record.path) for record in library.videos()] == [(moved.id, str(name))]
     cases.check_no_remains(library.path)
+
+
+@pytest.mark.parametrize("order", ["renamed first", "renamed last", "one batch", "one batch, renamed last"])
+def test_a_name_that_was_given_to_another_video(library, tmp_path, order):
+    """a.mp4 is renamed to b.mp4, and another video takes its name: both are there, whichever comes first."""
+    old, renamed = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    old.write_bytes(b"A")
+    first = library.add(of_file(old))
+    old.rename(renamed)
+    old.write_bytes(b"another")
+    items = [of_file(renamed), of_file(old)]
+    if order.endswith("last"):
+        items.reverse()
+    done = list(library.add_all(items)) if "batch" in order else [library.add(item) for item in items]
+    assert [each.status for each in done] == (["replaced", "added"] if order.endswith("last") else ["moved", "added"])
+    assert {record.path for record in library.videos()} == {str(old), str(renamed)}
+    for added, item in zip(done, items, strict=True):
+        assert equal(library.features(added.id), item) and library.video(added.id).path == item.video["path"]
+    assert order.endswith("last") or done[0].id == first.id
+    cases.check_no_remains(library.path)
+
+
+def test_names_that_are_exchanged_in_one_batch(library, tmp_path):
+    """The library has them under each other's names."""
+    a, b = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    a.write_bytes(b"A")
+    b.write_bytes(b"BB")
+    list(library.add_all([of_file(a), of_file(b)]))
+    a.rename(tmp_path / "c")
+    b.rename(a)
+    (tmp_path / "c").rename(b)
+    items = [of_file(b), of_file(a)]
+    done = list(library.add_all(items))
+    assert len(library.videos()) == 2
+    assert all(equal(library.features(each.id), item) for each, item in zip(done, items, strict=True))
+    cases.check_no_remains(library.path)
+
+
+def test_indexing_where_a_name_was_given_to_another_video(library, tmp_path, light):
+    """What was renamed is found again, not encoded, and stays when the video that has its name now is added."""
+    from everyframe.encoders import DenseEncoder
+    from everyframe.indexing import Indexer
+    from everyframe.pipeline import Sampling
+
+    for number, name in enumerate(["a.mp4", "b.mp4", "c.mp4", "d.mp4"]):
+        a_video(tmp_path / name, seconds=1.0 + number / 10)
+    indexer = Indexer(library, DenseEncoder(light), Sampling(fps=1.0), thumbnails=False)
+    places = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")]
+    assert indexer.sort(places) == ([], places)
+    ids = [each.video for each in indexer.encode(places)]
+    a, b, c, d, e = (tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"))
+    a.rename(e)  # and its name goes to another, b and c change names
+    d.rename(a)
+    b.rename(d)
+    c.rename(b)
+    d.rename(c)
+    settled, rest = indexer.sort([a, b, c, e])
+    assert {(Path(each.source).name, each.status, each.video) for each in settled} == {
+        ("e.mp4", "moved", ids[0]),
+        ("c.mp4", "moved", ids[1]),
+        ("b.mp4", "moved", ids[2]),
+    }
+    assert rest == [a] and [each.status for each in indexer.encode(rest)] == ["added"]
+    assert {record.path: record.fingerprint for record in library.videos()} == {
+        str(path): identity(path)["fingerprint"] for path in (a, b, c, e)
+    }
+    assert [each.status for each in indexer.sort([a, b, c, e])[0]] == ["skipped"] * 4
+    # One at a time: the renamed one alone is seen first.
+    e.rename(d)
+    shutil.copy(b, e)
+    settled, rest = indexer.sort([d])
+    assert [(each.status, each.video) for each in settled] == [("moved", ids[0])] and not rest
 
 
 def test_without_a_fingerprint_the_path_counts(library):
@@ -306,21 +390,59 @@ def test_readers_see_changes_of_others_and_only_whole_ones(library, monkeypatch)
     library.remove(record.id)
     assert len(first.frames(record.collection).search().where(f"video = {record.id}").to_arrow()) == record.num_frames
     assert first.facts([record.id], ["roles"])[record.id]["roles"] == tiny().roles
-    # A writer that comes between the two looks at `videos`: neither what it added nor what it removed is shown.
-    real, busy = store_module.Store.table, []
+
+
+@pytest.mark.parametrize("when", ["before the frames", "after the frames"])
+def test_a_writer_between_two_looks(library, monkeypatch, when):
+    """What is seen is the state of one moment, and whole: a video that is just replaced is always there."""
+    list(library.add_all([tiny("/videos/a.mp4"), tiny("/videos/b.mp4"), tiny("/videos/c.mp4", fps=1.0)]))
+    other = Library(library.path)
+    other.videos()
+    library.add(tiny("/videos/d.mp4"))  # there is something to look at
+    real, busy = store_module.Store._open, []
 
     def between(self, name):
-        if name == "videos" and self is other._store and not busy:
+        looked = name == "videos" if when == "after the frames" else name.startswith("frames_")
+        if looked and self is other._store and not busy:
             busy.append(True)
-            library.add(tiny("/videos/c.mp4"))
+            for seed in (1, 2):
+                library.add(tiny("/videos/a.mp4", seed=seed))
+                library.add(tiny("/videos/c.mp4", fps=1.0, seed=seed))
+                library.add(tiny("/videos/e.mp4", fps=2.0, seed=seed))  # of a new collection
             library.remove("b.mp4")
         return real(self, name)
 
-    library.add(tiny("/videos/d.mp4"))
-    monkeypatch.setattr(store_module.Store, "table", between)
-    assert [each.name for each in other.videos()] == ["d.mp4"]
-    assert [each.name for each in other.videos()] == ["d.mp4", "c.mp4"]
+    monkeypatch.setattr(store_module.Store, "_open", between)
+    seen = other._store.snapshot()
     assert busy
+    names = sorted(record.name for record in seen.videos.values())
+    assert names == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"] or when == "before the frames"
+    assert len(set(names)) == len(names) and {"a.mp4", "c.mp4", "d.mp4"} <= set(names)
+    for record in seen.videos.values():
+        assert seen.frames(record.collection).count_rows(f"video = {record.id}") == record.num_frames
+    later = {record.id: record for record in other.videos()}
+    assert {record.name for record in later.values()} == {"a.mp4", "c.mp4", "d.mp4", "e.mp4"}
+    assert later == {record.id: record for record in Library(library.path).videos()}
+
+
+def test_only_new_videos_are_read_again(library, monkeypatch, tmp_path):
+    """What a record was made of once is not read a second time; a new path is."""
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"a")
+    library.add(of_file(file))
+    before = library.video("a.mp4")
+    file.rename(tmp_path / "b.mp4")
+    assert library.add(of_file(tmp_path / "b.mp4")).status == "moved"
+    library.add(tiny("/videos/c.mp4"))
+    after = library.video("b.mp4")
+    assert after == dataclasses.replace(before, path=str(tmp_path / "b.mp4"), name="b.mp4")
+    assert after.mean is before.mean
+    assert library.videos() == Library(library.path).videos()
+    monkeypatch.setattr("everyframe.library.snapshots._MOST_LISTED", 2)
+    other = Library(library.path)
+    assert other.videos() == library.videos()
+    list(library.add_all(tiny(f"/videos/{number}.mp4", 2) for number in range(5)))
+    assert other.videos() == library.videos() == Library(library.path).videos()
 
 
 def test_the_past_can_be_read(library):
@@ -334,8 +456,10 @@ def test_the_past_can_be_read(library):
     assert {record.name for record in past.videos()} == {"a.mp4", "b.mp4"} and len(past.collections()) == 2
     assert equal(past.features(first.id), tiny(seed=1)) and past.thumbnail(first.id, 9).jpeg == b"then"
     assert past.stats().num_thumbnails == 1 and library.stats().num_thumbnails == 0
-    with pytest.raises(LibraryError, match=r"is open as it was at .*; open it without as_of to change it"):
-        past.add(tiny())
+    for change in (lambda: past.add(tiny()), past.refresh, past.compact, past.vacuum, lambda: past.remove("a.mp4")):
+        with pytest.raises(LibraryError, match=r"is open as it was at .*; open it without as_of to change it"):
+            change()
+    assert library.stats().num_versions == len(library.history())
     times = [when for when, _ in library.history()]
     assert times == sorted(times) and times[0] < moment < times[-1] and times[0].tzinfo is not None
     with pytest.raises(LibraryError, match=r"goes back to .* UTC only"):
@@ -366,6 +490,73 @@ def test_a_read_that_vacuum_overtakes_is_repeated(library):
     real = reader._store.snapshot
     reader._store.snapshot = lambda: next(answers, None) or real()
     assert equal(reader.features("a.mp4"), tiny(seed=2))
+
+
+@pytest.mark.parametrize("read", ["curve", "frame", "roles"])
+def test_what_is_read_of_a_video_is_of_one_snapshot(library, read):
+    """A replacement that comes after the video was looked up: what is there now is read."""
+    library.add(tiny(seed=1))
+    reader = Library(library.path)
+    stale = reader._store.snapshot()
+    library.add(tiny(seed=2, frames=9))
+    library.compact()
+    library.vacuum(timedelta(0))
+    answers = iter([stale])
+    real = reader._store.snapshot
+    reader._store.snapshot = lambda: next(answers, None) or real()
+    new = tiny(seed=2, frames=9)
+    query = new.embeddings[4]
+    if read == "curve":
+        times, scores = reader.curve("a.mp4", query)
+        np.testing.assert_array_equal(times, new.times)
+        np.testing.assert_allclose(scores, new.embeddings @ query, atol=2e-3)
+    elif read == "frame":
+        np.testing.assert_allclose(reader.frame("a.mp4", new.times[4]), query, atol=2e-3)
+    else:
+        assert reader.roles("a.mp4") == new.roles
+
+
+@pytest.mark.parametrize("lost", ["time > 2", "time >= 0"])
+def test_missing_rows_are_told(library, tmp_path, lost):
+    library.add(tiny())
+    library.add(tiny("/videos/b.mp4"))
+    bad = library.video("a.mp4")
+    library._store.table("frames_" + bad.collection).delete(f"video = {bad.id} AND {lost}")
+    reads = (library.features, lambda id: library.curve(id, np.ones(cases.DIM)), lambda id: library.frame(id, 1.0))
+    for read in reads:
+        with pytest.raises(LibraryError, match=r"lacks frames of a.mp4: it is damaged; restore the library"):
+            read(bad.id)
+    failures = []
+    assert [path.name for path in library.export(tmp_path / "out", failures=failures)] == ["b.npz"]
+    assert [path for path, _ in failures] == ["/videos/a.mp4"]
+
+
+def test_old_versions_go_when_fragments_are_joined(library, monkeypatch):
+    monkeypatch.setattr("everyframe.library.writing._SMALL_FRAGMENTS", 4)
+    for number in range(8):
+        library.add(tiny(f"/videos/{number}.mp4", 3))
+    assert library.stats().num_versions == len(library.history()) > 12  # all are younger than that
+    monkeypatch.setattr("everyframe.library.writing.KEPT", timedelta(milliseconds=1))
+    for number in range(8, 16):
+        library.add(tiny(f"/videos/{number}.mp4", 3))
+    assert library.stats().num_versions == len(library.history()) < 12
+    assert len(library.videos()) == 16 and all(library.features(record.id) for record in library.videos())
+
+
+def test_the_thumbnails_get_an_index(library, monkeypatch):
+    monkeypatch.setattr("everyframe.library.index._SCALAR_FRAMES", 20)
+    monkeypatch.setattr("everyframe.library.index._MOST_UNINDEXED", 10)
+    pictures = [Thumbnail(float(number), b"%d" % number) for number in range(15)]
+    library.refresh()
+    library.add(tiny(), thumbnails=pictures)
+    library.refresh()
+    assert not library._store.table("thumbnails").list_indices()
+    for name in ("b", "c"):
+        library.add(tiny(f"/videos/{name}.mp4"), thumbnails=pictures)
+        library.refresh()
+        (index,) = library._store.table("thumbnails").list_indices()
+        assert index.columns == ["video"] and index.num_unindexed_rows == 0
+        assert library.thumbnail(f"{name}.mp4", 7.2) == pictures[7]
 
 
 def test_vacuum_removes_what_killed_writers_left(library):
@@ -402,6 +593,68 @@ def test_another_format(library, monkeypatch):
     about.update(where="key = 'format'", values={"value": "cookbook"})
     with pytest.raises(LibraryError, match="is no everyframe library"):
         Library(library.path).videos()
+
+
+def test_two_that_open_an_old_library_migrate_it_once(library, monkeypatch):
+    """The second has read the old number already, and waits for the first."""
+    library.add(tiny())
+    library._store.connection.open_table("about").update(where="key = 'version'", values={"value": "0"})
+    steps, waiting, errors = [], [], []
+    real = store_module.Store.lock
+
+    def lock(self):
+        waiting.append(self)
+        return real(self)
+
+    def step(connection):
+        steps.append(connection)
+        deadline = time.monotonic() + 20
+        while len(waiting) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def read():
+        try:
+            assert len(Library(library.path).videos()) == 1
+        except BaseException as error:
+            errors.append(error)
+
+    monkeypatch.setattr(store_module.Store, "lock", lock)
+    monkeypatch.setitem(store_module.MIGRATIONS, 0, step)
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(steps) == 1 and len(waiting) == 2
+
+
+def test_paths_that_are_literal_or_relative(tmp_path, monkeypatch):
+    here = tmp_path / "Work [x]"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    paths = {"a": "/v/[2024] trip/a [1].mp4", "b": "/v/[2024] trip/b.mp4", "c": f"{here}/sub/c.mp4"}
+    paths["d"] = "http://host/v/d.mp4"
+    facts = dict.fromkeys(field.name for field in dataclasses.fields(VideoRecord)) | {"duration": 1.0}
+    records = [
+        VideoRecord(**facts | {"path": path, "name": path if name == "d" else path.rpartition("/")[2], "codec": name})
+        for name, path in paths.items()
+    ]
+    for pattern, wanted in {
+        "/v/[2024] trip": "ab",
+        "/v/[2024] Trip/": "ab",
+        "A [1].mp4": "a",
+        "/V/[2024] trip/b.mp4": "b",
+        "/v/[2024] tri": "",
+        "sub": "c",
+        "./sub/../sub/": "c",
+        "../Work [x]/sub/c.mp4": "c",
+        ".": "c",
+        "http://host/v": "d",
+        "http://host/*": "d",
+        "*.mp4": "abcd",
+    }.items():
+        found = allowed(records, Filter(paths=(pattern,)))
+        assert "".join(record.codec for record in found) == wanted, pattern
 
 
 # --- what is wrong -----------------------------------------------------------------------------------------
@@ -749,6 +1002,53 @@ def test_moved_files_are_found_again(library, tmp_path):
     assert library.relink([tmp_path]) == []
     with pytest.raises(LibraryError, match="does not exist; name files, or folders to look for"):
         library.relink([tmp_path / "nowhere"])
+
+
+def test_moved_files_whose_old_names_are_in_use(library, tmp_path, monkeypatch):
+    """Exchanged names, a chain of them, and one that took the place of a video that is nowhere now."""
+    names = ["a", "b", "c", "d", "e"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes([number]) * 50)  # all of one size
+        os.utime(tmp_path / name, (1e9 + number, 1e9 + number))
+        library.add(of_file(tmp_path / name))
+    (tmp_path / "a").rename(tmp_path / "x")
+    (tmp_path / "b").rename(tmp_path / "a")
+    (tmp_path / "x").rename(tmp_path / "b")
+    (tmp_path / "c").rename(tmp_path / "f")
+    (tmp_path / "d").rename(tmp_path / "c")
+    (tmp_path / "d").write_bytes(b"another")
+    shutil.copy(tmp_path / "a", tmp_path / "e")  # a second file of what was b, over e
+    found = library.relink([tmp_path])
+    assert {(record.name, Path(path).name) for record, path in found} == {
+        ("a", "b"),
+        ("b", "a"),
+        ("c", "f"),
+        ("d", "c"),
+    }
+    for record in library.videos():
+        if record.name != "e":
+            assert identity(record.path)["fingerprint"] == record.fingerprint
+    assert library.relink([tmp_path]) == []
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_search_for_others(library, tmp_path, monkeypatch):
+    from everyframe.library import moved
+
+    (tmp_path / "a").write_bytes(b"a video")
+    library.add(of_file(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "z")
+    (tmp_path / "bad").write_bytes(b"VIDEO !")
+    real = moved.identity
+
+    def identity_of(file):
+        if Path(file).name == "bad":
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file)
+
+    monkeypatch.setattr(moved, "identity", identity_of)
+    with pytest.warns(UserWarning, match="bad was not searched: Permission denied"):
+        found = library.relink([tmp_path])
+    assert [Path(path).name for _, path in found] == ["z"]
 
 
 def test_threads_may_share_a_library(library):

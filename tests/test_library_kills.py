@@ -137,9 +137,10 @@ def test_reading_beside_a_writer(writers, tmp_path):
     errors, counts, shared = [], [0, 0], Library(path)
 
     def read(number):
+        seen = set()
         try:
             while not stop.exists():
-                counts[number] += cases.read_once(shared)
+                counts[number] += cases.read_once(shared, seen)
         except BaseException as error:
             errors.append(error)
 

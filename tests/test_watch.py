@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import everyframe as ef
 from everyframe.cli import app
-from everyframe.cli.index import _Run
+from everyframe.cli.index import _find, _Run
 from everyframe.indexing import Indexed
 from everyframe.library import Library, LibraryError
 from everyframe.pipeline.watch import Watch
@@ -200,6 +200,12 @@ def test_what_is_gone_waits_for_a_library_that_cannot_be_written(tmp_path: Path)
     run._take([tmp_path / "b.mp4"])
     run._take([])
     assert asked == [[tmp_path / "a.mp4"], [tmp_path / "a.mp4", tmp_path / "b.mp4"]]
+
+
+def test_addresses_are_not_watched(tmp_path: Path) -> None:
+    address, film = "http://localhost/a.mp4", put(tmp_path / "videos" / "film.mp4")
+    found = _find([address, str(film.parent)], tmp_path / "archive", may_be_empty=True)
+    assert (found.videos, found.watched) == ([address, film], [str(film.parent)])
 
 
 # --- a process that stays --------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from everyframe.indexing import Indexed
     from everyframe.pipeline import Forecast, Outcome
 
+_LONGEST_TITLE = 80  # characters
+
 _out = Console()
 _err = Console(stderr=True)
 
@@ -239,20 +241,26 @@ def line_width() -> tuple[int, bool]:
     return _out.width, not _out.encoding.lower().startswith("utf")
 
 
-def show_moments(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
+def show_moments(
+    rows: list[dict[str, Any]], title: str, as_json: bool, *, place: str | None = None, nothing: str = "nothing found"
+) -> None:
+    """place: where they were looked for. nothing: what to say where there are none."""
     if as_json:
         print(json.dumps(rows, indent=2))
         return
 
     if not rows:
-        _out.print("nothing found")
+        say(nothing)
         return
-    if "video" in rows[0]:  # absolute paths would fill the table; their common folder goes into the title
+    title = title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 3].rstrip()}..."
+    title = title if place is None else f"{title} in {place}"
+    below = None
+    if "video" in rows[0]:  # absolute paths would fill the table; their common folder goes below it
         addresses = any("://" in row["video"] for row in rows)
         folder = "" if addresses else os.path.commonpath([os.path.dirname(row["video"]) for row in rows])
         rows = [{**row, "video": os.path.relpath(row["video"], folder) if folder else row["video"]} for row in rows]
-        title = f"{title} in {folder}" if folder else title
-    table = Table(title=Text(title))
+        below = Text(f"videos in {folder}") if folder else None
+    table = Table(title=Text(title), caption=below)
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "video" else "right", overflow="fold")
     for row in rows:

@@ -142,6 +142,10 @@ class Indexer:
         if failure is None:
             return None
         message = f"{failure} (as in an earlier run; --retry-failed tries again)"
+        part = next((each for each in records if each.collection == self.key.id), None)
+        if part is not None:  # more of it cannot be had
+            why = f"{source}: the library has a part of it; {message}"
+            return Indexed(source=str(source), status="skipped", video=part.id, error=why)
         return Indexed(source=str(source), status="failed", error=message)
 
     def _complete(self, record: VideoRecord) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from everyframe.library import Library, VideoRecord
 
 CollectionOption = Annotated[
-    str | None, typer.Option("--collection", help="One collection alone: its label, or the beginning of its id.")
+    str | None,
+    typer.Option("--collection", help="One collection alone: its label or a part of that, or the beginning of its id."),
 ]
 
 # What may be wrong with a video's file, and what helps.
@@ -37,10 +39,10 @@ app.add_typer(_archive, name="archive")
 
 def open_library(path: str) -> Library:
     """A library that is there. Raises LibraryError."""
-    from everyframe.library import Library, LibraryError
+    from everyframe.library import Library, LibraryError, is_library
 
-    library = Library(path)
-    if not library.exists():
+    library = Library(path) if is_library(path) else None
+    if library is None or not library.exists():
         raise LibraryError(f"{path} is no library; everyframe index makes one")
     return library
 
@@ -50,21 +52,26 @@ def remove(
     videos: Annotated[list[str] | None, typer.Argument(help="Paths, names or ids, as everyframe search shows.")] = None,
     library: LibraryOption = "archive",
     missing: Annotated[bool, typer.Option("--missing", help="All videos whose files are gone.")] = False,
+    all_of_it: Annotated[bool, typer.Option("--all", help="With --collection: all videos of that one.")] = False,
+    collection: CollectionOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove videos from a library; their files stay where they are."""
+    """Remove videos from a library, from all its collections or from one; their files stay where they are."""
     from everyframe.library import LibraryError
 
-    if not videos and not missing:
+    if all_of_it and collection is None:
+        raise ValueError("--all removes a collection; say which with --collection")
+    if not videos and not missing and not all_of_it:
         raise ValueError("name the videos to remove, or say --missing")
     with open_library(library) as archive:
-        records = archive.videos()
-        chosen: dict[int, VideoRecord] = {}
+        held = {each.id: each.label for each in archive.collections()}
+        records = archive.videos(collection)
+        chosen = {record.id: record for record in records if all_of_it}
         unknown: list[str] = []
         for wanted in videos or ():
             try:
-                chosen |= {record.id: record for record in archive.find(wanted)}
+                chosen |= {record.id: record for record in archive.find(wanted, collection)}
             except LibraryError as error:
                 unknown.append(str(error))
         if missing:
@@ -79,11 +86,15 @@ def remove(
         if chosen and not dry_run:
             archive.remove(*chosen)
     if as_json:
-        rows = [{"video": str(record.id), "path": record.path} for record in chosen.values()]
+        rows = [
+            {"video": str(record.id), "path": record.path, "collection": record.collection}
+            for record in chosen.values()
+        ]
         print(json.dumps({"removed": [] if dry_run else rows, "would_remove": rows if dry_run else []}, indent=2))
         return
     for record in chosen.values():
-        console.say(f"{'would remove' if dry_run else 'removed'}: {record.path}")
+        where = f" ({held[record.collection]})" if len(held) > 1 else ""
+        console.say(f"{'would remove' if dry_run else 'removed'}: {record.path}{where}")
     if not chosen:
         console.say("nothing to remove")
 
@@ -109,10 +120,13 @@ def _facts(archive: Library, *, check: bool) -> dict[str, Any]:
     from everyframe.library.schema import VERSION
 
     held = archive.stats()
+    seconds: dict[str, float] = {}  # a video may be in several collections
+    for record in archive.videos():
+        seconds[record.path] = max(seconds.get(record.path, 0.0), record.end - record.start)
     facts: dict[str, Any] = {
         "library": archive.path,
-        "videos": held.num_videos,
-        "hours": held.seconds / 3600,
+        "videos": len(seconds),
+        "hours": sum(seconds.values()) / 3600,
         "frames": held.num_frames,
         "thumbnails": held.num_thumbnails,
         "bytes": held.bytes_on_disk,
@@ -181,15 +195,27 @@ def export(
     video: Annotated[
         list[str] | None, typer.Option("--video", help="Path, name or id of one; may be repeated. (default: all)")
     ] = None,
-    collection: CollectionOption = None,
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            "--collection", help='Its label or a part of that, or the beginning of its id; "all": each apart.'
+        ),
+    ] = None,
 ) -> None:
     """Write a library's features to feature files, float16 as they are stored."""
     check_format(format)
+    if collection == "all" and video:
+        raise ValueError("--collection all exports every video; leave out --video")
     failures: list[Any] = []
+    files: list[Path] = []
     with open_library(library) as archive:
-        several = len(archive.collections()) > 1
-        chosen = chosen_collection(archive, collection).id if several or collection is not None else None
-        files = archive.export(out, format=format, videos=video or None, collection=chosen, failures=failures)
+        held = archive.collections()
+        if collection == "all":
+            places = {each.id: out / re.sub(r"[^\w.]+", "-", f"{each.label} {each.id}") for each in held}
+        else:
+            places = {chosen_collection(archive, collection).id: out} if held else {}
+        for ident, place in places.items():
+            files += archive.export(place, format=format, videos=video or None, collection=ident, failures=failures)
     console.say(f"{out}: {_count(len(files), 'feature file')}")
     _fail([str(error) for _, error in failures])
 
@@ -224,10 +250,11 @@ def relink(
     """Find videos again whose files were moved or renamed, by what is in them."""
     with open_library(library) as archive:
         found = archive.relink(paths)
-        lost = sum("://" not in record.path and not record.available for record in archive.videos())
-    for record, path in found:
-        console.say(f"{record.path} is now {path}")
-    console.say(f"{len(found)} found again, {lost} still missing")
+        lost = {record.path for record in archive.videos() if "://" not in record.path and not record.available}
+    moves = {record.path: path for record, path in found}  # a video may be in several collections
+    for before, path in moves.items():
+        console.say(f"{before} is now {path}")
+    console.say(f"{len(moves)} found again, {len(lost)} still missing")
 
 
 @_archive.command()

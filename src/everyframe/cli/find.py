@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def search(
     place: Annotated[str, typer.Argument(help="A library, a folder of feature files, or one feature file.")],
     queries: Annotated[
         list[str] | None,
-        typer.Argument(help='What to look for; several combine, and "-people" is what to stay away from.'),
+        typer.Argument(help='What to look for; several combine. "-people" is what to stay away from, as is --without.'),
     ] = None,
     without: Annotated[list[str] | None, typer.Option("--without", help="What to stay away from, as a text.")] = None,
     like: Annotated[
@@ -68,7 +69,9 @@ def search(
     ] = None,
     collection: Annotated[
         str | None,
-        typer.Option("--collection", help="Of a library with several: one's label, or the beginning of its id."),
+        typer.Option(
+            "--collection", help="Of a library with several: one's label or part of it, or its id's beginning."
+        ),
     ] = None,
     path: Annotated[
         list[str] | None,
@@ -106,8 +109,9 @@ def search(
         exact=exact or None,
     )
     failures: list[tuple[Path, FeaturesError]] = []
+    nothing = "nothing found"
     if is_library(place):
-        rows = _search_library(place, asked, conditions, options, model, device)
+        rows, nothing = _search_library(place, asked, conditions, options, model, device)
         if not as_json:  # ids are long, and no row is wide
             rows = [{name: row[name] for name in ("video", "start", "end", "score")} for row in rows]
     else:
@@ -116,8 +120,10 @@ def search(
                 f"--{name.replace('_', '-')} has a meaning with a library alone, and {place} is none; everyframe index "
                 "makes one"
             )
+        if not Path(place).exists():
+            raise ValueError(f"{place}: there is no library or folder of features there")
         rows, failures = _search_features(Path(place), asked, options, model, device)
-    console.show_moments(rows, asked.title, as_json)
+    console.show_moments(rows, asked.title, as_json, place=place, nothing=nothing)
     for _, error in failures:
         console.say(f"everyframe: {error}", style="red", error=True)
     if failures:
@@ -141,8 +147,10 @@ class Asked:
             if query.startswith("--"):
                 raise typer.BadParameter(f"No such option: {query}")
             check_query(query)
-        said = parse_query(*queries)
-        asked = cls(said.positive, (*said.negative, *without), tuple(likes))
+        whole = [query for query in queries if re.match(r'-[^\s"]', query)]  # the shell has taken the quotes
+        said = parse_query(*(query for query in queries if query not in whole))
+        negative = (*said.negative, *(query[1:].strip() for query in whole), *without)
+        asked = cls(said.positive, negative, tuple(likes))
         if not asked.positive and not asked.likes:
             what = "there is only what to stay away from" if asked.negative else "there is no query"
             raise ValueError(f"{what}; say what to look for, as a text or with --like")
@@ -183,7 +191,8 @@ def _vector_like(name: str, model: Model, frame: Callable[[str, float], Any | No
 
 def _search_library(
     place: str, asked: Asked, conditions: dict[str, Any], options: dict[str, Any], model: str | None, device: str | None
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], str]:
+    """Rows, and what to say where there are none."""
     from everyframe.library import Library, LibraryError
     from everyframe.library.filters import Filter
 
@@ -209,7 +218,11 @@ def _search_library(
 
         query = asked.vectors(model_recorded(collection.model, model, device), frame)
         hits = library.search(query, collection=collection.id, where=where, exact="exact" in conditions, **options)
-    return [{**_row(hit), "peak": round(hit.peak, 3), "id": str(hit.id)} for hit in hits]
+        nothing = "nothing found"
+        if not hits and collection.num_videos and not library.videos(collection.id, where):
+            count = collection.num_videos
+            nothing = f"none of the {count} videos passes the filters" if count > 1 else "its one video is filtered out"
+    return [{**_row(hit), "peak": hit.peak, "id": str(hit.id)} for hit in hits], nothing
 
 
 def _search_features(

@@ -52,7 +52,9 @@ def index(
     library: LibraryOption = "archive",
     collection: Annotated[
         str | None,
-        typer.Option("--collection", help="Read videos as those of this collection were, by its label or id."),
+        typer.Option(
+            "--collection", help="Read videos as those of this collection were: its label or a part of it, or id."
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay, and add what appears or changes.")] = False,
     every: Annotated[

@@ -88,6 +88,10 @@ def model_recorded(facts: dict[str, Any], name: str | None, device: str | None) 
 def check_query(query: str) -> None:
     if not query.strip():
         raise ValueError("the query is empty; say what to look for")
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:  # as the shell gave it, bytes that are no text
+        raise ValueError("the query is no text in UTF-8") from error
 
 
 def check_format(format: str) -> None:

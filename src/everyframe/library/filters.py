@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
-from pathlib import PurePath
+from functools import cached_property
 
 from everyframe.library.errors import LibraryError
 from everyframe.library.records import VideoRecord
@@ -18,7 +19,8 @@ class Filter:
     """Conditions that a video has to meet, all of them; one that is not given always holds.
 
     paths: patterns, of which one has to fit: "*.mkv" or "holiday*" (the name or the path; * takes any characters, a
-        slash too; ? one; [ab] one of these), or a folder, for all that lies below. Capital letters do not matter.
+        slash too; ? one; [ab] one of these), or a folder, for all that lies below. What a path or a name is literally
+        fits too, with * or [ in it; so do paths from the working directory. Capital letters do not matter.
     after, before: after <= date < before, where the date is when the file was last changed. Without a time zone they
         are UTC.
     min_seconds, max_seconds: of the video's duration; one of unknown duration counts as long as what was encoded.
@@ -52,6 +54,10 @@ class Filter:
         if None not in (self.min_seconds, self.max_seconds) and self.min_seconds > self.max_seconds:  # type: ignore[operator]
             raise LibraryError(f"no video is longer than {self.min_seconds} s and shorter than {self.max_seconds} s")
 
+    @cached_property
+    def _patterns(self) -> list[_Pattern]:
+        return [_Pattern.of(text) for text in self.paths]
+
     def holds(self, video: VideoRecord) -> bool:
         """Does the video meet all conditions?"""
         seconds = video.end - video.start if video.duration is None else video.duration
@@ -61,15 +67,28 @@ class Filter:
             and (self.before is None or video.date < self.before)
             and (self.min_seconds is None or seconds >= self.min_seconds)
             and (self.max_seconds is None or seconds <= self.max_seconds)
-            and (not self.paths or any(_fits(video, pattern) for pattern in self.paths))
+            and (not self.paths or any(pattern.fits(video) for pattern in self._patterns))
         )
 
 
-def _fits(video: VideoRecord, pattern: str) -> bool:
-    pattern = pattern.lower()
-    path, name = PurePath(video.path).as_posix().lower(), video.name.lower()
-    folder = pattern.rstrip("/") + "/*"
-    return any(fnmatchcase(*each) for each in ((name, pattern), (path, pattern), (path, folder), (path, "*/" + folder)))
+@dataclass(frozen=True)
+class _Pattern:
+    """One of `Filter.paths`. literals: what it means where * and [ are just letters."""
+
+    globs: tuple[str, ...]
+    literals: tuple[str, ...]
+
+    @staticmethod
+    def of(text: str) -> _Pattern:
+        pattern = text.lower()
+        folder = pattern.rstrip("/") + "/*"
+        return _Pattern((pattern, folder, "*/" + folder), (pattern.rstrip("/"), os.path.abspath(text).lower()))
+
+    def fits(self, video: VideoRecord) -> bool:
+        path, name = video.path.lower(), video.name.lower()
+        if any(literal in (path, name) or path.startswith(literal + "/") for literal in self.literals):
+            return True
+        return fnmatchcase(name, self.globs[0]) or any(fnmatchcase(path, glob) for glob in self.globs)
 
 
 def allowed(videos: Iterable[VideoRecord], where: Filter | None) -> list[VideoRecord]:

@@ -34,7 +34,7 @@ IndexKind = Literal["exact", "IVF_RQ", "IVF_SQ"]
 INDEX_FRAMES = 100_000
 """From so many frames on a collection gets an index."""
 
-# From so many rows on, which rows are of a video is looked up.
+# From so many rows on, frames or thumbnails, which of them are of a video is looked up.
 _SCALAR_FRAMES = 20_000
 # Rows beside the index are compared one by one, which takes 20 ms for so many (docs/library.md).
 _MOST_UNINDEXED = 20_000
@@ -122,8 +122,10 @@ class Refresher:
         """Build and extend what is due: nothing, most of the time, and then it costs milliseconds.
 
         wait=False: in a thread, unless it is at work already or another process is; an error in it is raised by the
-        next `refresh` or `close`. Killed at any moment it leaves the index as it was.
+        next `refresh` or `close`. Killed at any moment it leaves the index as it was. Raises LibraryError for a view
+        of the past.
         """
+        self._store.check_present()
         with self._mutex:
             self._raise()
             if wait:
@@ -157,10 +159,12 @@ class Refresher:
             self._error = error
 
     def _run(self, seconds: float) -> None:
-        for name in self._store.snapshot().collections:
-            while _due(self._store.table(schema.FRAMES + name)) is not None:
+        collections = self._store.snapshot().collections
+        tables = [schema.THUMBNAILS] if collections else []
+        for name in [*tables, *(schema.FRAMES + each for each in collections)]:
+            while _due(self._store.table(name)) is not None:
                 with self._store.indexing(seconds):
-                    self._step(schema.FRAMES + name)
+                    self._step(name)
 
     def _step(self, name: str) -> None:
         """What a table needs next; again where the commit of a writer came between."""
@@ -182,12 +186,15 @@ Step = Literal["videos", "build", "extend", "drop"]
 
 
 def _due(table: Any) -> Step | None:
-    """What a table of frames needs next."""
+    """What a table of frames, or that of thumbnails, needs next."""
     with translated(table.name, "read"):
         frames = table.count_rows()
         indexes = list(table.list_indices())
-    if frames >= _SCALAR_FRAMES and not any(list(index.columns) == ["video"] for index in indexes):
+    of_videos = [index for index in indexes if list(index.columns) == ["video"]]
+    if frames >= _SCALAR_FRAMES and not of_videos:
         return "videos"
+    if EMBEDDING not in table.schema.names:
+        return "extend" if of_videos and of_videos[0].num_unindexed_rows > _MOST_UNINDEXED else None
     of_vectors = [index for index in indexes if list(index.columns) == [EMBEDDING]]
     if not of_vectors:
         return "build" if frames >= INDEX_FRAMES else None

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from everyframe.features import VideoFeatures
+from everyframe.features import FeaturesError, VideoFeatures
 from everyframe.library import schema
 from everyframe.library.errors import LibraryError, translated
 from everyframe.library.filters import Filter, allowed
 from everyframe.library.index import IndexState, Refresher, index_state
 from everyframe.library.naming import choose_collection, find_video, one_video
+from everyframe.library.reading import incomplete
 from everyframe.library.records import Added, Collection, LibraryStats, Thumbnail, VideoRecord
 from everyframe.library.search import ArchiveHit, Searcher
 from everyframe.library.snapshots import Snapshot
 from everyframe.library.store import Store
 from everyframe.library.transfer import Imported, check_format, export_files, import_files
-from everyframe.library.writing import Batches
+from everyframe.library.writing import KEPT, Batches
 from everyframe.tasks.retrieval import Level
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+T = TypeVar("T")
 
 
 class Library:
@@ -169,11 +172,15 @@ class Library:
 
         Raises LibraryError where the video is not there, or its rows do not have the hash they were stored with.
         """
+        return self._of_video(video, collection, self._read_features)
+
+    def _of_video(self, video: int | str, collection: str | None, read: Callable[[Snapshot, VideoRecord], T], /) -> T:
+        """What `read` gives for a video, both of one snapshot; of a newer one where that fails."""
         snapshot = self._store.snapshot()
         while True:
             record = one_video(snapshot, video, collection)
             try:
-                return self._read_features(snapshot, record)
+                return read(snapshot, record)
             except LibraryError:
                 # Someone may have removed old versions under our hands; what is there now can be read.
                 later = self._store.snapshot()
@@ -186,26 +193,34 @@ class Library:
         with translated(f"{record.path} in {self.path}", "read"):
             query = table.search().where(f"video = {record.id}").select(["time", "embedding"])
             rows = query.limit(record.num_frames + 1).to_arrow()
+            if len(rows) != record.num_frames:
+                raise incomplete(table, record)
             times = rows["time"].to_numpy()
             dim = snapshot.collections[record.collection].dim
             values = rows["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
             facts = snapshot.facts([record.id], ["roles", "content"])[record.id]
             order = np.argsort(times, kind="stable")
+        damaged = LibraryError(
+            f"{record.path} in {self.path} does not match its checksum: its frames are damaged; "
+            "remove the video and add it again"
+        )
+        try:
             feats = VideoFeatures(
                 times=times[order], embeddings=values[order], roles=facts["roles"], **record.provenance
             )
+        except FeaturesError as error:
+            raise damaged from error
         if schema.content_hash(feats) != facts["content"]:
-            raise LibraryError(
-                f"{record.path} in {self.path} does not match its checksum: its frames are damaged; "
-                "remove the video and add it again"
-            )
+            raise damaged
         return feats
 
     def roles(self, video: int | str, collection: str | None = None) -> str:
         """What the encoder did to each frame, a letter each, see `VideoFeatures.roles`."""
-        snapshot = self._store.snapshot()
-        record = one_video(snapshot, video, collection)
-        return str(snapshot.facts([record.id], ["roles"])[record.id]["roles"])
+
+        def read(snapshot: Snapshot, record: VideoRecord) -> str:
+            return str(snapshot.facts([record.id], ["roles"])[record.id]["roles"])
+
+        return self._of_video(video, collection, read)
 
     def thumbnails(self, video: int | str, collection: str | None = None) -> list[float]:
         """Seconds of the thumbnails that are stored of a video, in order."""
@@ -232,7 +247,7 @@ class Library:
             num_frames=sum(record.num_frames for record in records),
             seconds=sum(record.end - record.start for record in records),
             num_thumbnails=self._store.count_thumbnails() if exists else 0,
-            num_versions=len(self._store.history()),
+            num_versions=self._store.count_versions(),
             bytes_on_disk=self._store.size_on_disk() if exists else 0,
             collections=tuple(snapshot.collections.values()),
         )
@@ -278,11 +293,13 @@ class Library:
         self, video: int | str, query: Any, collection: str | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """(times [T] in seconds, cosines [T]) of every frame of a video with a query."""
-        return self._searcher.curve(self.video(video, collection), query)
+        return self._of_video(video, collection, lambda snapshot, record: self._searcher.curve(snapshot, record, query))
 
     def frame(self, video: int | str, seconds: float, collection: str | None = None) -> NDArray[np.float32]:
         """float32 [dim], the frame nearest to a time: a query for others like it."""
-        return self._searcher.frame(self.video(video, collection), seconds)
+        return self._of_video(
+            video, collection, lambda snapshot, record: self._searcher.frame(snapshot, record, seconds)
+        )
 
     def index_state(self, collection: str | None = None) -> IndexState:
         """How far the index of a collection covers its frames."""
@@ -360,7 +377,7 @@ class Library:
         with self._store.writing() as writer:
             writer.compact()
 
-    def vacuum(self, older_than: timedelta = timedelta(days=7)) -> int:
+    def vacuum(self, older_than: timedelta = KEPT) -> int:
         """Remove the files of past versions that are older, and of killed writers; returns the bytes freed.
 
         Searches that began longer ago fail, and `as_of` goes back no further.

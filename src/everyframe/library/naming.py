@@ -12,7 +12,7 @@ from everyframe.library.snapshots import Snapshot
 
 
 def choose_collection(snapshot: Snapshot, wanted: str | None) -> Collection:
-    """By id, beginning of an id, or label; None: the only one. Raises LibraryError, naming them."""
+    """By label, beginning of an id, or part of a label; None: the only one. Raises LibraryError, naming them."""
     found = list(snapshot.collections.values())
     if not found:
         raise LibraryError(f"{snapshot.place} holds no videos yet; add some first")
@@ -21,9 +21,11 @@ def choose_collection(snapshot: Snapshot, wanted: str | None) -> Collection:
         if len(found) > 1:
             raise LibraryError(f"{snapshot.place} holds several collections; say which with collection=: {named}")
         return found[0]
-    chosen = [each for each in found if each.label == wanted] or [
-        each for each in found if wanted and each.id.startswith(wanted)
-    ]
+    chosen = (
+        [each for each in found if each.label == wanted]
+        or [each for each in found if wanted and each.id.startswith(wanted)]
+        or [each for each in found if wanted.strip() and wanted.strip().casefold() in each.label.casefold()]
+    )
     if len(chosen) == 1:
         return chosen[0]
     if chosen:

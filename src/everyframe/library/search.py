@@ -119,9 +119,13 @@ class Searcher:
                 known = self._memory[collection_id] = (version, InMemory.read(snapshot.tables[collection_id]))
             return known[1]
 
-    def curve(self, video: VideoRecord, query: Any) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Times of a video's frames, float64 [T] in seconds, and the score of each, float32 [T]."""
-        snapshot = self._store.snapshot()
+    def curve(
+        self, snapshot: Snapshot, video: VideoRecord, query: Any
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Times of a video's frames, float64 [T] in seconds, and the score of each, float32 [T].
+
+        snapshot: that `video` is in. Raises LibraryError where its rows are not all there.
+        """
         collection = snapshot.collections[video.collection]
         asked = direction(query, collection.dim, str(collection.model.get("id", "not recorded")))
         if not video.num_frames:
@@ -129,14 +133,19 @@ class Searcher:
         ((_, times, scores),) = curves(snapshot.tables[video.collection], [video], asked)
         return times, scores
 
-    def frame(self, video: VideoRecord, seconds: float) -> NDArray[np.float32]:
-        """The vector of the frame nearest in time, float32 [dim] of length one: to search for what looks like it."""
+    def frame(self, snapshot: Snapshot, video: VideoRecord, seconds: float) -> NDArray[np.float32]:
+        """The vector of the frame nearest in time, float32 [dim] of length one: to search for what looks like it.
+
+        snapshot: that `video` is in. Raises LibraryError where its rows are not all there.
+        """
         if not np.isfinite(seconds):
             raise ValueError(f"seconds must be a finite number, got {seconds}")
         if not video.num_frames:
             raise LibraryError(f"{video.name} has no frames")
-        table = self._store.frames(video.collection)
+        table = snapshot.frames(video.collection)
         times, rows = times_of(table, video.id)
+        if len(times) != video.num_frames:
+            raise incomplete(table, video)
         place = rows[nearest_rows(times, np.array([seconds]))]
         row = rows_at(table, place)[3][0].astype(np.float32)
         return (row / np.linalg.norm(row)).astype(np.float32)

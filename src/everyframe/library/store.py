@@ -285,6 +285,13 @@ class Store:
                     total += sum(_size(os.path.join(folder, name)) for name in names)
         return total
 
+    def count_versions(self) -> int:
+        """Of `videos` that are kept; of a local folder without opening them."""
+        versions = Path(self.path, f"{schema.VIDEOS}.lance", "_versions")
+        if not self.is_local:
+            return len(self.history())
+        return sum(entry.name.endswith(".manifest") for entry in os.scandir(versions)) if versions.is_dir() else 0
+
     def count_thumbnails(self) -> int:
         """Of all videos, those that are being added or removed included."""
         table = self._open(schema.THUMBNAILS) if self.as_of is None else self._at(schema.THUMBNAILS, self.as_of)

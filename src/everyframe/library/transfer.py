@@ -123,15 +123,20 @@ def _file_name(name: str) -> str:
 
 
 def _check_free(path: Path, record: VideoRecord) -> None:
-    """Raises LibraryError where a file is in the way that is not this video's features."""
+    """Raises LibraryError where a file is in the way that is not this video's features, made in the same way."""
     if not path.exists():
         return
     try:
-        video = VideoFeatures.load(path).video
+        feats = VideoFeatures.load(path)
     except ForeignFileError as error:
         raise LibraryError(f"{error}; it is not overwritten: choose another folder for {record.path}") from error
     except FeaturesError:
         return  # cut short
+    video = feats.video
     same = record.fingerprint is not None and video.get("fingerprint") == record.fingerprint
     if not same and video.get("path") != record.path:
         raise LibraryError(f"{path} holds the features of {video.get('path')}; choose another folder for {record.path}")
+    if schema.collection_key(feats.model, feats.settings, feats.dim).id != record.collection:
+        raise LibraryError(
+            f"{path} holds features of this video by another model or other settings; choose another folder (--out)"
+        )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +34,10 @@ _ABANDONED = timedelta(hours=1)
 # Each commit of a table of many small fragments lists them all; from here on they are joined.
 _SMALL_FRAGMENTS = 128
 _INDEX_THUMBNAILS = 20_000
-_FOREVER = timedelta(days=36500)  # versions go with `vacuum` alone
+_FOREVER = timedelta(days=36500)
+KEPT = timedelta(days=7)
+"""Versions of the past that are older go by and by, when small fragments are joined; so as_of reaches back so far."""
+
 # `Batches` commit after so many rows, videos or seconds, whichever comes first.
 _GROUP_FRAMES = 1 << 16
 _GROUP_VIDEOS = 500
@@ -270,7 +272,7 @@ class Writer:
             if many:
                 # Where an index is being built the rows stay where they are; the next addition looks again.
                 with suppress(LockedError), self._store.indexing(0.0), translated(self._path, "written"):
-                    table.optimize(cleanup_older_than=_FOREVER)
+                    table.optimize(cleanup_older_than=KEPT)
 
     def compact(self) -> None:
         """Join small files, drop deleted rows from them, bring indexes up to date. Old versions stay."""
