@@ -48,7 +48,6 @@ from everyframe.version import package_version
 
 HOUR, FPS, RANK, TOP = 10_800, 3.0, 128, 10
 AGAIN = 500  # candidates that FAISS ranks again
-EXACT_MOMENTS = 20  # searches of moments that are compared with the exact ones
 
 
 class World:
@@ -378,7 +377,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "benchmark": "search",
         "settings": {
             "frames": videos * HOUR, "dim": options.dim, "queries": options.queries, "top": TOP,
-            "exact_moments": EXACT_MOMENTS,
+            "exact_moments": options.exact_moments,
         },
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {"everyframe": package_version(), "numpy": np.__version__, "lancedb": _version("lancedb")},
@@ -390,7 +389,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with Library(folder) as library:
         state = library.index_state()
         record["index"] = {"kind": state.kind, "indexed": state.indexed, "frames": state.frames}
-    exact = {kind: exact_moments(folder, vectors[:EXACT_MOMENTS]) for kind, vectors in queries.items()}
+    exact = {kind: exact_moments(folder, vectors[: options.exact_moments]) for kind, vectors in queries.items()}
     for name in ("one core", "all cores"):
         own = measure(folder, queries, one_core=name == "one core")
         found, hits = own.pop("found"), own.pop("hits")
@@ -432,6 +431,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=200, help="of each kind")
+    parser.add_argument("--exact-moments", type=int, default=20, help="searches of moments compared with exact ones")
     parser.add_argument("--keep", type=Path, help="a folder for the library; a temporary one by default")
     parser.add_argument("--memory-gb", type=float, default=8.0, help="for NumPy and FAISS")
     parser.add_argument("--no-others", dest="others", action="store_false", help="without NumPy and FAISS")

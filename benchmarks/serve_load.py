@@ -9,7 +9,7 @@ them, one connection each. Each client asks for the moments of a text picked at 
 does, and reads the answer whole. Latency is from sending to the last byte.
 
 closed loop   each client asks again at once: how much the server answers at most, and how long that makes clients wait
-think time    each client waits a second between answer and question, as people do at least
+think time    each client waits a second between answer and question, as people do at least; or five, as most do
 
 Each three times: with nothing remembered, so that every text goes through the text tower and the index; with the
 vectors of texts remembered, so that every question goes through the index; and as the server is by default, which also
@@ -208,7 +208,7 @@ def measure(
             port = int(line.strip().rpartition(":")[2])
             asyncio.run(load(port, 4, 5.0, 0.0))  # the model loaded, files and index read once
             rows = {}
-            for way, think in (("closed_loop", 0.0), ("think_1s", 1.0)):
+            for way, think in (("closed_loop", 0.0), ("think_1s", 1.0), ("think_5s", 5.0)):
                 before = cpu_seconds(server.pid)
                 row = asyncio.run(load(port, options.clients, options.seconds, think))
                 row["cpu_ms_per_request"] = round(1000 * (cpu_seconds(server.pid) - before) / row["requests"], 1)

@@ -1,4 +1,4 @@
-"""The places that benchmarks/search.py and benchmarks/negatives.py fill; called by render_results.py."""
+"""The places that benchmarks/search.py, negatives.py and serve_load.py fill; called by render_results.py."""
 
 from __future__ import annotations
 
@@ -74,8 +74,35 @@ def negatives_table() -> str:
     return f"{table(['weight', *measures], rows)}\n\n{record['pairs']} pairs of objects in {sets} sets of videos."
 
 
+def load_table() -> str:
+    record = read("serve_load")
+    settings = record["settings"]
+    many = f"{settings['clients']} clients"
+    ways = {
+        "closed_loop": f"{many}, no pause",
+        "think_1s": f"{many}, 1 s pause",
+        "think_5s": f"{many}, 5 s pause",
+        "one_client": "one client",
+    }
+    rows = []
+    for memory in ("nothing remembered", "vectors remembered", "answers remembered"):
+        for way, name in ways.items():
+            row = record[memory][way]
+            times = [f"{row[share]:.0f}" for share in ("p50_ms", "p95_ms", "p99_ms")]
+            cpu = f"{row['cpu_ms_per_request']:.0f}" if "cpu_ms_per_request" in row else ""
+            rows.append([memory, name, f"{row['per_second']:.0f}", *times, str(row["errors"]), cpu])
+    head = ["", "", "requests/s", "p50 ms", "p95 ms", "p99 ms", "errors", "CPU ms each"]
+    peak = max(record[memory]["peak_memory_mb"] for memory in ("nothing remembered", "answers remembered"))
+    return (
+        f"{settings['frames']:,} frames of 512 dimensions, {record['machine']['cores']} cores that server and clients "
+        f"share, load {record['load_before']:.1f} before:\n\n{table(head, rows)}\n\n"
+        f"Peak memory of the server: {peak} MB."
+    )
+
+
 RENDERERS = {
     "search": partial(search_tables, "search"),
     "search_10m": partial(search_tables, "search_10m"),
     "negatives": negatives_table,
+    "serve_load": load_table,
 }
