@@ -269,6 +269,17 @@ def test_bad_arguments(library):
             library.search(bad)
     with pytest.raises(ValueError, match="finite"):
         library.frame(library.videos()[0].id, np.nan)
+    for seconds in (-9.0, 1e6):
+        with pytest.raises(ValueError, match=r"has frames from .* s, not at"):
+            library.frame(library.videos()[5].id, seconds)
+    with pytest.raises(TypeError, match="top must be a whole number, got '2'"):
+        library.search(query, top="2")
+    with pytest.raises(TypeError, match="features are added, not str"):
+        library.add("movie.mp4")
+    with pytest.raises(TypeError, match="as_of must be a datetime"):
+        Library(library.path, as_of="2026-11-21")
+    with pytest.raises(LibraryError, match="needs a folder or an address, got None"):
+        Library(None)
 
 
 def test_missing_rows_are_said(tmp_path, monkeypatch):

@@ -584,6 +584,8 @@ def test_a_missing_model_leaves_the_rest_working(tmp_path, monkeypatch, library)
         assert refused.status_code == 503 and "no-such-model" in refused.json()["detail"]
         video = api.get("/api/videos").json()["videos"][0]["video"]
         assert api.get(f"/api/search?like={video}@1").json()["moments"]
+        late = api.get(f"/api/search?like={video}@3000")
+        assert late.status_code == 422 and "not at 3000 s" in late.json()["detail"]
         missing = api.get(f"/api/videos/{video}/thumbnail")
         assert missing.status_code == 404 and "no pictures" in missing.json()["detail"]
 

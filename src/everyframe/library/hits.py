@@ -33,7 +33,7 @@ class Question:
 
     table: its frames. videos: those that may be found, which have frames, in the order of the library. left_out: ids
     of the collection's other videos. of_rows: single rows are looked for (clips), not moments.
-    Raises ValueError for `top` below 1.
+    Raises ValueError for `top` below 1, TypeError for one that is no number.
     """
 
     table: Any
@@ -46,6 +46,8 @@ class Question:
     of_rows: bool
 
     def __post_init__(self) -> None:
+        if not isinstance(self.top, (int, np.integer)):
+            raise TypeError(f"top must be a whole number, got {self.top!r}")
         if self.top < 1:
             raise ValueError(f"top must be at least 1, got {self.top}")
 

@@ -136,12 +136,15 @@ class Searcher:
     def frame(self, snapshot: Snapshot, video: VideoRecord, seconds: float) -> NDArray[np.float32]:
         """The vector of the frame nearest in time, float32 [dim] of length one: to search for what looks like it.
 
-        snapshot: that `video` is in. Raises LibraryError where its rows are not all there.
+        snapshot: that `video` is in. Raises ValueError for a time that is not of the video, LibraryError where its rows
+        are not all there.
         """
         if not np.isfinite(seconds):
             raise ValueError(f"seconds must be a finite number, got {seconds}")
         if not video.num_frames:
             raise LibraryError(f"{video.name} has no frames")
+        if not video.start - 1.0 <= seconds <= video.end + 1.0:  # players and headers round
+            raise ValueError(f"{video.name} has frames from {video.start:g} to {video.end:g} s, not at {seconds:g} s")
         table = snapshot.frames(video.collection)
         times, rows = times_of(table, video.id)
         if len(times) != video.num_frames:

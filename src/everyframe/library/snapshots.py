@@ -156,6 +156,35 @@ def _new_records(table: Any, collections: dict[str, Collection], where: str = ""
     return records
 
 
+def turn_back(place: str, table: Any, oldest: int, tables: dict[str, Any]) -> bool:
+    """Check `videos` out at the newest version, down to `oldest`, of which these frames tables hold every row.
+
+    False where there is none.
+    """
+
+    def ready(version: int) -> dict[int, tuple[str, int]]:
+        table.checkout(version)
+        rows = ready_rows(table, ["id", "collection", "num_frames"])
+        return {row["id"]: (row["collection"], row["num_frames"]) for row in rows.to_pylist()}
+
+    newest = table.version
+    with translated(place, "read"):
+        whole = ready(oldest).keys() & ready(newest).keys()
+        for version in range(newest, oldest - 1, -1):
+            wanted: dict[str, dict[int, int]] = {}
+            for number, (collection, frames) in ready(version).items():
+                if number not in whole:
+                    wanted.setdefault(collection, {})[number] = frames
+            if all(_holds(tables.get(name), frames) for name, frames in wanted.items()):
+                return True
+    return False
+
+
+def _holds(table: Any, frames: dict[int, int]) -> bool:
+    """Are so many rows of each of these videos in a table?"""
+    return table is not None and table.count_rows(f"video IN ({', '.join(map(str, frames))})") == sum(frames.values())
+
+
 def ready_rows(table: Any, columns: list[str], where: str = "") -> Any:
     """An Arrow table of the columns of ready videos."""
     condition = f"state = '{schema.READY}'" + (f" AND {where}" if where else "")

@@ -20,7 +20,7 @@ from everyframe.library import schema
 from everyframe.library.errors import LibraryError, translated
 from everyframe.library.locking import locked
 from everyframe.library.migrations import MIGRATIONS
-from everyframe.library.snapshots import Snapshot, assemble, empty, read_collections, read_records, ready_rows
+from everyframe.library.snapshots import Snapshot, assemble, empty, read_collections, read_records, turn_back
 
 if TYPE_CHECKING:
     from everyframe.library.writing import Writer
@@ -43,7 +43,7 @@ class Store:
         cache_bytes: int = 1 << 30,
         lock_seconds: float = 60.0,
     ) -> None:
-        text = os.fspath(path)
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not isinstance(text, str) or not text:
             raise LibraryError(f"a library needs a folder or an address, got {path!r}")
         if text.startswith("file://"):
@@ -54,6 +54,8 @@ class Store:
             raise LibraryError(f"cache_bytes must be at least 1 MiB, got {cache_bytes}")
         self.is_local = "://" not in text
         self.path = os.path.abspath(os.path.expanduser(text)) if self.is_local else text.rstrip("/")
+        if as_of is not None and not isinstance(as_of, datetime):
+            raise TypeError(f"as_of must be a datetime, got {as_of!r}; datetime.fromisoformat makes one of a text")
         if as_of is not None and as_of.tzinfo is None:
             as_of = as_of.replace(tzinfo=timezone.utc)
         self.as_of = as_of
@@ -221,35 +223,12 @@ class Store:
             collections = read_collections(self.path, self.table(schema.COLLECTIONS))
             tables = {name: self._open(schema.FRAMES + name) for name in collections}
             table = self.table(schema.VIDEOS)
-            if table.version == before or self._turn_back(table, before, tables):
+            if table.version == before or turn_back(self.path, table, before, tables):
                 same = table.version == old.version
                 videos = old.videos if same else read_records(self.path, table, collections, old.videos)
                 return assemble(self.path, table, videos, collections, tables)
             before = self.table(schema.VIDEOS).version  # not one moment's state, across several collections
         raise LibraryError(f"{self.path} is changing too fast to be read; try again")
-
-    def _turn_back(self, table: Any, oldest: int, tables: dict[str, Any]) -> bool:
-        """Check `videos` out at the newest version, down to `oldest`, of which these frames tables hold every row.
-
-        False where there is none.
-        """
-
-        def ready(version: int) -> dict[int, tuple[str, int]]:
-            table.checkout(version)
-            rows = ready_rows(table, ["id", "collection", "num_frames"])
-            return {row["id"]: (row["collection"], row["num_frames"]) for row in rows.to_pylist()}
-
-        newest = table.version
-        with translated(self.path, "read"):
-            whole = ready(oldest).keys() & ready(newest).keys()
-            for version in range(newest, oldest - 1, -1):
-                wanted: dict[str, dict[int, int]] = {}
-                for number, (collection, frames) in ready(version).items():
-                    if number not in whole:
-                        wanted.setdefault(collection, {})[number] = frames
-                if all(_holds(tables.get(name), frames) for name, frames in wanted.items()):
-                    return True
-        return False
 
     def _read_past(self, moment: datetime) -> Snapshot:
         """As it was then. The order of commits is the order of their times, so the rule of `_read` holds."""
@@ -386,11 +365,6 @@ class Store:
             writer = Writer(self)
             writer.begin()
             yield writer
-
-
-def _holds(table: Any, frames: dict[int, int]) -> bool:
-    """Are so many rows of each of these videos in a table?"""
-    return table is not None and table.count_rows(f"video IN ({', '.join(map(str, frames))})") == sum(frames.values())
 
 
 def _is_ours(name: str) -> bool:

@@ -81,7 +81,12 @@ def _frame(service: Service, wanted: Wanted, collection: Collection) -> np.ndarr
         raise NotFound(f"there is no video {'' if like is None else like.video}")
     if record.collection != collection.id:
         raise BadRequest(f"{record.name} is not in the collection {collection.label}; search in its own")
-    return np.asarray(service.library.frame(record.id, like.seconds))
+    try:
+        return np.asarray(service.library.frame(record.id, like.seconds))
+    except LibraryError:
+        raise
+    except ValueError as error:  # a time that the video has not
+        raise BadRequest(str(error)) from error
 
 
 async def collection_of(service: Service, wanted: Wanted) -> Collection | None:
