@@ -36,7 +36,7 @@ INDEX_FRAMES = 100_000
 
 # From so many rows on, frames or thumbnails, which of them are of a video is looked up.
 _SCALAR_FRAMES = 20_000
-# Rows beside the index are compared one by one, which takes 20 ms for so many (docs/library.md).
+# Rows beside the index are compared one by one, which for so many takes about as long as the index does.
 _MOST_UNINDEXED = 20_000
 # An index describes the rows it was made of; with many times as many, or many parts added to it, it is made anew.
 _REBUILD_GROWTH, _MOST_SEGMENTS = 4, 16

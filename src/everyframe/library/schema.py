@@ -167,7 +167,7 @@ class Prepared:
 def prepare(feats: VideoFeatures, thumbnails: Sequence[Thumbnail] = ()) -> Prepared:
     """Raises UnusableVideoError for features that lack a path or frames, or have rows that float16 cannot hold."""
     if not isinstance(feats, VideoFeatures):
-        raise TypeError(f"features are added, not {type(feats).__name__}; VideoFeatures.load or encode_video makes them")
+        raise TypeError(f"features are added, not {type(feats).__name__}; see encode_video, VideoFeatures.load")
     path = feats.video.get("path")
     if not isinstance(path, str) or not path:
         raise UnusableVideoError('features do not say which video they are of: video["path"] is missing')
