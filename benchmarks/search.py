@@ -214,7 +214,8 @@ def search_alone(folder: Path, queries_file: Path) -> None:
         table = library._store.frames(collection.id)
         for kind, vectors in queries.items():
             near, record["frames"][kind] = timed(
-                lambda vector: nearest(table, direction(vector, collection.dim, ""), TOP), vectors
+                lambda vector: nearest(table, direction(vector, collection.dim, ""), TOP, among=collection.num_frames),
+                vectors,
             )
             record["found"][kind] = [key(each.video, each.time).tolist() for each in near]
             hits, record["moments"][kind] = timed(lambda vector: library.search(vector, top=TOP), vectors)

@@ -50,7 +50,7 @@ class Library:
         *,
         storage_options: dict[str, str] | None = None,
         as_of: datetime | None = None,
-        cache_bytes: int = 1 << 30,
+        cache_bytes: int = 1 << 31,
         lock_seconds: float = 60.0,
     ) -> None:
         self._store = Store(

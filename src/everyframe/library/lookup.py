@@ -99,7 +99,13 @@ def lookup(question: Question) -> list[ArchiveHit]:
     ids = np.fromiter(known, np.int64, len(known))
     count = max(_FEWEST, _EACH * question.top)
     for _ in range(_ROUNDS):
-        near = nearest(question.table, question.direction, count, where=_condition(progress))
+        near = nearest(
+            question.table,
+            question.direction,
+            count,
+            where=_condition(progress),
+            among=question.collection.num_frames,
+        )
         _take(progress, near, ids)
         if progress.best.settled(near.bound) or near.bound == -math.inf:
             break

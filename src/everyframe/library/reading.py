@@ -21,6 +21,8 @@ DISTANCE_EPSILON = 1e-5
 # How far the search in an index looks, see docs/library.md: so many parts of it, and so many rows, at least, that are
 # ranked again by their stored vectors, exactly.
 _PARTS, _RANKED_AGAIN = 80, 1000
+# One more for each so many frames: indexes of many have fewer bits, and are less sure of the order.
+_FRAMES_FOR_ONE = 2500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +93,9 @@ class ScoredRows:
         return self._rows
 
 
-def nearest(table: Any, direction: Direction, count: int, *, where: str | None = None) -> Near:
-    """Up to `count` rows; where: a condition that they have to meet."""
+def nearest(table: Any, direction: Direction, count: int, *, where: str | None = None, among: int = 0) -> Near:
+    """Up to `count` rows; where: a condition that they have to meet. among: how many rows the table has, about."""
+    again = max(_RANKED_AGAIN, among // _FRAMES_FOR_ONE)
     query = (
         table.search(direction.unit, vector_column_name=EMBEDDING)
         .distance_type("cosine")
@@ -101,7 +104,7 @@ def nearest(table: Any, direction: Direction, count: int, *, where: str | None =
         .limit(count)
         .nprobes(_PARTS)
         .maximum_nprobes(0)  # more parts where a condition leaves too few rows in these
-        .refine_factor(-(-_RANKED_AGAIN // count))
+        .refine_factor(-(-again // count))
     )
     if where is not None:
         query = query.where(where, prefilter=True)

@@ -202,7 +202,8 @@ def _best_frames(question: Question, videos: list[VideoRecord]) -> dict[int, flo
         left = [video for video in asked if video not in peaks]
         if left:
             count = 1 if len(left) == 1 else 16 * len(left)
-            near = nearest(question.table, question.direction, count, where=condition(left))
+            among = question.collection.num_frames
+            near = nearest(question.table, question.direction, count, where=condition(left), among=among)
             for video, time in zip(near.video.tolist(), near.time.tolist(), strict=True):
                 peaks.setdefault(video, time)
     return peaks

@@ -40,7 +40,7 @@ class Store:
         *,
         storage_options: dict[str, str] | None = None,
         as_of: datetime | None = None,
-        cache_bytes: int = 1 << 30,
+        cache_bytes: int = 1 << 31,
         lock_seconds: float = 60.0,
     ) -> None:
         text = os.fspath(path) if isinstance(path, os.PathLike) else path
