@@ -403,8 +403,8 @@ def test_search_filters(made: Path, films: Path) -> None:
 
 def test_the_table_is_headed_by_the_query_and_the_place(made: Path, films: Path) -> None:
     code, out = run("search", made, "a ring " * 20)
-    heading = " ".join(out[: out.index("┏")].split())
-    assert code == 0 and f'"{"a ring " * 10}' in heading and heading.endswith(f"... in {made}")
+    heading = "".join(out[: out.index("┏")].split())  # long paths are wrapped
+    assert code == 0 and f'"{"aring" * 10}' in heading and heading.endswith(f"...in{made}")
     assert f"videos in {films}" in " ".join(out.split())
 
 

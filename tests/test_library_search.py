@@ -446,7 +446,8 @@ def test_killed_build_leaves_the_index_as_it_was(large, monkeypatch):
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        assert index_names(large) >= names  # the later one may have come to its end
+        now = index_names(large)
+        assert now >= names or len(now) == 1  # a build that came to its end before the kill has dropped the old one
         if not delay:
             assert index_names(large) == names
         state = large.index_state()
