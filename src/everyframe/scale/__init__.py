@@ -1,0 +1,1 @@
+"""Past one machine: the same features, from a cluster, each video exactly once."""
