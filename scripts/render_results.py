@@ -19,6 +19,7 @@ from typing import Any
 
 import render_merging
 import render_plans
+import render_scale
 import render_search
 import render_tasks
 import render_tempme
@@ -213,6 +214,7 @@ RENDERERS = {
     "memory": memory_table,
     **render_merging.RENDERERS,
     **render_plans.RENDERERS,
+    **render_scale.RENDERERS,
     **render_search.RENDERERS,
     **render_tasks.RENDERERS,
     **render_tempme.RENDERERS,

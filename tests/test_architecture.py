@@ -17,6 +17,7 @@ LEVELS = {
     "extras": -1,
     "version": -1,
     "feature_files": 0,
+    "processes": 0,
     "spans": 0,
     "tokens": 0,
     "video": 0,
@@ -45,9 +46,9 @@ LEVELS = {
     "cli": 5,
 }
 OPTIONAL = {
-    "accelerate", "datasets", "faiss", "fastapi", "h5py", "lancedb", "matplotlib", "pandas", "peft", "PIL", "pyarrow",
-    "pycocoevalcap", "ray", "scenedetect", "scipy", "starlette", "torchao", "torchvision", "uvicorn",
-    "webdataset",
+    "accelerate", "datasets", "faiss", "fastapi", "fsspec", "gcsfs", "h5py", "lancedb", "matplotlib", "pandas", "peft",
+    "PIL", "prometheus_client", "pyarrow", "pycocoevalcap", "ray", "s3fs", "scenedetect", "scipy", "starlette",
+    "torchao", "torchvision", "uvicorn", "webdataset",
 }  # fmt: skip
 PUBLIC = [
     "Cost",

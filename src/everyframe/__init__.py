@@ -76,7 +76,12 @@ __all__ = [
 ]
 
 
+_MODULES = ("features", "scale")  # ef.features.stream, ef.scale.encode
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"everyframe.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'everyframe' has no attribute {name!r}")
     value = getattr(import_module(f"everyframe.{_HOMES[name]}"), name)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich import live
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -136,6 +138,48 @@ class StepProgress(Bar):
             # A resumed run starts in the middle; what was done before says nothing about the time left.
             self._task = self._progress.add_task("", total=total, completed=step, count=count)
         self._progress.update(self._task, completed=step, count=count)
+
+
+class Live:
+    """Lines at the foot of a terminal that renew themselves while the block runs, on standard error.
+
+    Where that is no terminal, `line` is said every so many seconds, and at the end. Nothing is shown if `silent`.
+    """
+
+    def __init__(
+        self, picture: Callable[[], RenderableType], line: Callable[[], str], *, silent: bool, every: float = 30.0
+    ) -> None:
+        self._line, self._every = line, every
+        self._over = threading.Event()
+        self._live: live.Live | None = None
+        self._thread: threading.Thread | None = None
+        if silent:
+            return
+        if _err.is_terminal:
+            self._live = live.Live(console=_err, get_renderable=picture, refresh_per_second=4)
+        else:
+            self._thread = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start(refresh=True)
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._thread is not None:
+            self._thread.join()
+            say(self._line(), error=True)
+
+    def _tell(self) -> None:
+        while not self._over.wait(self._every):
+            say(self._line(), error=True)
 
 
 def show_forecast(forecast: Forecast) -> None:

@@ -47,9 +47,13 @@ class Content(NamedTuple):
 def write_content(path: Path, header: dict[str, Any], times: NDArray[np.float64], embeddings: NDArray[Any]) -> None:
     """Write one file (or pair) in the format of the suffix; `header` is JSON-able and gets format and checksum."""
     encode, _ = _format_of(path)
-    header = {"format": FORMAT, "version": FORMAT_VERSION, **header}
-    header["sha256"] = _digest(header, times, embeddings)
-    write_whole(encode(path, Content(header, times, embeddings)), path)
+    write_whole(encode(path, Content(sealed(header, times, embeddings), times, embeddings)), path)
+
+
+def sealed(header: Mapping[str, Any], times: NDArray[np.float64], embeddings: NDArray[Any]) -> dict[str, Any]:
+    """The header with format, version and the checksum of all content; the same whatever file it goes into."""
+    complete = {"format": FORMAT, "version": FORMAT_VERSION, **header}
+    return {**complete, "sha256": _digest(complete, times, embeddings)}
 
 
 def read_content(path: Path) -> Content:
@@ -64,6 +68,11 @@ def read_content(path: Path) -> Content:
             f"{path} is damaged or not an everyframe features file ({type(error).__name__}: {error}); "
             "delete it and encode the video again"
         ) from error
+    return checked(path, content)
+
+
+def checked(path: Path | str, content: Content) -> Content:
+    """The content, with format, version and checksum verified. path: what messages call it. Raises FeaturesError."""
     header = content.header
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise _foreign(path)
@@ -108,7 +117,7 @@ def _format_of(path: Path) -> tuple[_Encode, _Decode]:
     raise FeaturesError(f"{path} has no known format; name it with one of {', '.join(SUFFIXES)}")
 
 
-def _foreign(path: Path) -> ForeignFileError:
+def _foreign(path: Path | str) -> ForeignFileError:
     return ForeignFileError(f"{path} is not an everyframe features file")
 
 

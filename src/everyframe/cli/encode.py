@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from everyframe import console
 from everyframe.cli.app import app
+from everyframe.cli.cluster import CLUSTER_FORMATS, ClusterOptions, encode_on_cluster
 from everyframe.cli.encoder import MERGING
+from everyframe.cli.groups import option_groups
 from everyframe.cli.options import (
+    FORMATS,
     EndOption,
     JsonOption,
     QuietOption,
@@ -22,38 +26,49 @@ from everyframe.cli.options import (
     distinct,
     videos_of,
 )
-from everyframe.cli.reading import Reading, reads_videos
+from everyframe.cli.reading import Reader, Reading
 
 if TYPE_CHECKING:
     from everyframe.pipeline import Outcome
     from everyframe.video import VideoError
 
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+
 
 @app.command()
-@reads_videos
+@option_groups
 def encode(
-    paths: Annotated[list[str], typer.Argument(help="Videos, folders, globs, or text files of paths.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the feature files.")] = Path("features"),
-    format: Annotated[str | None, typer.Option("--format", help="npz, npy, h5 or parquet. (default: npz)")] = None,
+    paths: Annotated[
+        list[str], typer.Argument(help="Videos, folders, globs, or lists of paths: txt, csv, tsv, jsonl, parquet.")
+    ],
+    out: Annotated[str, typer.Option("--out", help="Folder for the feature files.")] = "features",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="npz, npy, h5 or parquet; with --cluster also webdataset or library. (default: npz)"
+        ),
+    ] = None,
     recipe: Annotated[
         bool,
         typer.Option("--recipe", help="Keep I-features and the plan only, in NAME.recipe.npz; see everyframe restore."),
     ] = False,
     store: Annotated[str, typer.Option("--store", help="float32 or float16 embeddings.")] = "float32",
+    column: Annotated[
+        str | None, typer.Option("--column", help="Of a table: which column has the paths. (default: by its name)")
+    ] = None,
     *,
     reading: Reading,
     start: StartOption = None,
     end: EndOption = None,
     retry_failed: RetryOption = False,
+    cluster: ClusterOptions,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Encode videos to feature files; what is already done with the same settings is skipped."""
-    from everyframe.pipeline import JOURNAL, RECIPE_SUFFIX, encode_videos, forecast, output_paths
-
-    check_format(format or "npz")
-    if recipe and format is not None:
-        raise ValueError("--format has no meaning with --recipe: recipes are NAME.recipe.npz")
+    _check_format(format, recipe=recipe, on_cluster=cluster.cluster is not None)
+    if cluster.cluster is None:
+        cluster.refuse()
     if store not in ("float32", "float16"):
         raise ValueError(f"--store must be float32 or float16, got {store!r}")
     chosen = reading.choose(start=start, end=end, recipe=recipe)
@@ -62,14 +77,57 @@ def encode(
             f"--recipe has no meaning with --encoder {chosen.frames.name}: a recipe keeps the features of I-frames, "
             "which would be all of them"
         )
+    if column is not None and cluster.cluster is None and not any(path.lower().endswith(_TABLES) for path in paths):
+        raise ValueError("--column has a meaning with tables alone: csv, tsv, jsonl, parquet")
+    how: dict[str, Any] = {"column": column, "format": format or "npz", "store": store, "retry_failed": retry_failed}
+    if cluster.cluster is not None:
+        encode_on_cluster(paths, out, cluster, chosen, **how, as_json=as_json, quiet=quiet)
+        return
+    if "://" in out:
+        raise ValueError(f"--out {out} is an address, and only --cluster writes to one; name a folder")
+    outcomes, wall = _encode_here(paths, Path(out), chosen, **how, recipe=recipe, silent=quiet or as_json)
+    console.show_outcomes(outcomes, wall, as_json=as_json, quiet=quiet)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _check_format(format: str | None, *, recipe: bool, on_cluster: bool) -> None:
+    if recipe and on_cluster:
+        raise ValueError("--recipe has no meaning with --cluster: recipes are made on one machine")
+    if on_cluster:
+        if format not in (None, *CLUSTER_FORMATS):
+            raise ValueError(f"--format must be one of {', '.join(CLUSTER_FORMATS)} with --cluster, got {format!r}")
+        return
+    if format in CLUSTER_FORMATS and format not in FORMATS:
+        instead = "everyframe index" if format == "library" else "everyframe export --webdataset"
+        raise ValueError(f"--format {format} has a meaning with --cluster alone; {instead} makes one")
+    check_format(format or "npz")
+    if recipe and format is not None:
+        raise ValueError("--format has no meaning with --recipe: recipes are NAME.recipe.npz")
+
+
+def _encode_here(
+    paths: Sequence[str],
+    out: Path,
+    chosen: Reader,
+    *,
+    column: str | None,
+    format: str,
+    store: str,
+    retry_failed: bool,
+    recipe: bool,
+    silent: bool,
+) -> tuple[list[Outcome], float]:
+    """On this machine; what became of each video, and the seconds that it took."""
+    from everyframe.pipeline import JOURNAL, RECIPE_SUFFIX, encode_videos, forecast, output_paths
+
     missing: list[VideoError] = []
-    roots = [(Path(path) if Path(path).is_dir() else None, videos_of(path, missing)) for path in paths]
+    roots = [(Path(path) if Path(path).is_dir() else None, _named(path, column, missing)) for path in paths]
     if not any(videos for _, videos in roots):
         raise missing[0]
-    sources = output_paths(distinct(roots), out, RECIPE_SUFFIX if recipe else f".{format or 'npz'}")
+    sources = output_paths(distinct(roots), out, RECIPE_SUFFIX if recipe else f".{format}")
     check_writable(out)
     reader, sampling = chosen.make()
-    silent = quiet or as_json
     expected = None if silent else forecast([source for source, _ in sources], reader, sampling)
     if expected is not None:
         console.show_forecast(expected)
@@ -90,9 +148,19 @@ def encode(
         ):
             outcomes.append(outcome)
             step.finished(outcome)
-    console.show_outcomes(outcomes, time.monotonic() - started, as_json=as_json, quiet=quiet)
-    if any(outcome.status == "failed" for outcome in outcomes):
-        raise typer.Exit(1)
+    return outcomes, time.monotonic() - started
+
+
+def _named(path: str, column: str | None, missing: list[VideoError]) -> list[str | Path]:
+    """The videos that an argument names, which may be a table."""
+    if not path.lower().endswith(_TABLES):
+        return videos_of(path, missing)
+    from everyframe.scale.listing import list_videos
+    from everyframe.video import VideoError
+
+    listing = list_videos([path], column=column)
+    missing += [VideoError(failure.message) for failure in listing.missing]
+    return [video.source for video in listing.videos]
 
 
 def _not_found(error: VideoError) -> Outcome:

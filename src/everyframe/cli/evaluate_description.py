@@ -12,23 +12,11 @@ import typer
 from everyframe import console
 from everyframe.cli.clips import ClipProgress, check_none, say_failures
 from everyframe.cli.encoded import COSTS, CompareOption, KeptOption, check_compare, choices, cost_cells, encoded_videos
-from everyframe.cli.encoder import (
-    CalibrationOption,
-    EncoderOption,
-    FidelityOption,
-    GroupOption,
-    PlanOption,
-    ReduceOption,
-    SelectOption,
-    TokenOption,
-    ToleranceOption,
-    TwoSidedOption,
-)
 from everyframe.cli.evaluate import evaluate
+from everyframe.cli.groups import option_groups
 from everyframe.cli.options import (
     BatchOption,
     DeviceOption,
-    DropOption,
     DtypeOption,
     FpsOption,
     JsonOption,
@@ -41,6 +29,7 @@ from everyframe.cli.options import (
     load_model,
     set_threads,
 )
+from everyframe.cli.reading import FrameEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +52,7 @@ CheckpointOption = Annotated[
 
 
 @evaluate.command()
+@option_groups
 def description(
     annotations: Annotated[
         Path,
@@ -125,17 +115,8 @@ def description(
     compare: CompareOption = False,
     model: ModelOption = None,
     fps: FpsOption = None,
-    encoder: EncoderOption = None,
-    plan: PlanOption = None,
-    tolerance: ToleranceOption = None,
-    two_sided: TwoSidedOption = None,
-    fidelity: FidelityOption = None,
-    calibration: CalibrationOption = None,
-    interleave: GroupOption = None,
-    drop: DropOption = None,
-    select: SelectOption = None,
-    residual: TokenOption = None,
-    reduce: ReduceOption = None,
+    *,
+    encoding: FrameEncoding,
     cache: KeptOption = None,
     out: Annotated[
         Path | None,
@@ -154,10 +135,7 @@ def description(
     ROUGE-L, CIDEr, METEOR and SPICE are pycocoevalcap's, BERTScore is that of a model you name. With --videos each
     encoder's features have a training of their own, in a folder of --out.
     """
-    chosen = given(
-        encoder=encoder, plan=plan, tolerance=tolerance, two_sided=two_sided, fidelity=fidelity,
-        calibration=calibration, interleave=interleave, drop=drop, select=select, residual=residual, reduce=reduce,
-    )  # fmt: skip
+    chosen = encoding.asked
     reading = chosen | given(
         train_videos=train_videos, model=model, fps=fps, dtype=dtype, batch_size=batch_size, cache=cache,
         compare=compare or None, keep_partial=keep_partial or None,

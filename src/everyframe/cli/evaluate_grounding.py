@@ -11,23 +11,11 @@ import typer
 from everyframe import console
 from everyframe.cli import clips
 from everyframe.cli.encoded import CompareOption, check_compare, choices, encoded_videos
-from everyframe.cli.encoder import (
-    CalibrationOption,
-    EncoderOption,
-    FidelityOption,
-    GroupOption,
-    PlanOption,
-    ReduceOption,
-    SelectOption,
-    TokenOption,
-    ToleranceOption,
-    TwoSidedOption,
-)
 from everyframe.cli.evaluate import evaluate
+from everyframe.cli.groups import option_groups
 from everyframe.cli.options import (
     BatchOption,
     DeviceOption,
-    DropOption,
     DtypeOption,
     JsonOption,
     ModelOption,
@@ -40,6 +28,7 @@ from everyframe.cli.options import (
     model_of,
     set_threads,
 )
+from everyframe.cli.reading import FrameEncoding
 
 if TYPE_CHECKING:
     from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
@@ -51,6 +40,7 @@ _SHOWN = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.3", "R5@0.5", "R5@0.7", "mIoU", "m
 
 
 @evaluate.command()
+@option_groups
 def grounding(
     annotations: Annotated[
         Path, typer.Option("--annotations", help="Annotation file of the split, in any official layout.")
@@ -102,17 +92,8 @@ def grounding(
     fps: Annotated[
         float | None, typer.Option("--fps", help="Features per second. (default: 3; activitynet 1, mad 5)")
     ] = None,
-    encoder: EncoderOption = None,
-    plan: PlanOption = None,
-    tolerance: ToleranceOption = None,
-    two_sided: TwoSidedOption = None,
-    fidelity: FidelityOption = None,
-    calibration: CalibrationOption = None,
-    interleave: GroupOption = None,
-    drop: DropOption = None,
-    select: SelectOption = None,
-    residual: TokenOption = None,
-    reduce: ReduceOption = None,
+    *,
+    encoding: FrameEncoding,
     cache: Annotated[
         Path | None,
         typer.Option("--cache", help="Folder where feature files are kept, so that a killed run goes on."),
@@ -132,10 +113,7 @@ def grounding(
 
     Give one of --predictions, --videos and --features. The K and the IoU of R@K follow --dataset.
     """
-    chosen = given(
-        encoder=encoder, plan=plan, tolerance=tolerance, two_sided=two_sided, fidelity=fidelity,
-        calibration=calibration, interleave=interleave, drop=drop, select=select, residual=residual, reduce=reduce,
-    )  # fmt: skip
+    chosen = encoding.asked
     finding = given(method=method, smooth=smooth, threshold=threshold, overlap=overlap)
     reading = chosen | given(dtype=dtype, batch_size=batch_size, cache=cache) | ({"compare": True} if compare else {})
     _check_source(predictions, videos, features, finding, reading, given(model=model, fps=fps), with_floors)

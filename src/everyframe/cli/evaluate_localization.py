@@ -21,23 +21,11 @@ from everyframe.cli.encoded import (
     encoded_videos,
     feature_cache,
 )
-from everyframe.cli.encoder import (
-    CalibrationOption,
-    EncoderOption,
-    FidelityOption,
-    GroupOption,
-    PlanOption,
-    ReduceOption,
-    SelectOption,
-    TokenOption,
-    ToleranceOption,
-    TwoSidedOption,
-)
 from everyframe.cli.evaluate import evaluate
+from everyframe.cli.groups import option_groups
 from everyframe.cli.options import (
     BatchOption,
     DeviceOption,
-    DropOption,
     DtypeOption,
     FpsOption,
     JsonOption,
@@ -51,6 +39,7 @@ from everyframe.cli.options import (
     model_of,
     set_threads,
 )
+from everyframe.cli.reading import FrameEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +57,7 @@ PRESETS = ("activitynet", "thumos", "synthetic")
 
 
 @evaluate.command()
+@option_groups
 def localization(
     annotations: Annotated[
         Path,
@@ -120,17 +110,8 @@ def localization(
     compare: CompareOption = False,
     model: ModelOption = None,
     fps: FpsOption = None,
-    encoder: EncoderOption = None,
-    plan: PlanOption = None,
-    tolerance: ToleranceOption = None,
-    two_sided: TwoSidedOption = None,
-    fidelity: FidelityOption = None,
-    calibration: CalibrationOption = None,
-    interleave: GroupOption = None,
-    drop: DropOption = None,
-    select: SelectOption = None,
-    residual: TokenOption = None,
-    reduce: ReduceOption = None,
+    *,
+    encoding: FrameEncoding,
     cache: KeptOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for localizer, predictions and metrics; a killed run goes on.")
@@ -148,10 +129,7 @@ def localization(
     Trains an ActionFormer on the features of the training subset and scores what it finds in the other; or scores
     --predictions. With --videos each encoder's features have a training of their own, in a folder of --out.
     """
-    chosen = given(
-        encoder=encoder, plan=plan, tolerance=tolerance, two_sided=two_sided, fidelity=fidelity,
-        calibration=calibration, interleave=interleave, drop=drop, select=select, residual=residual, reduce=reduce,
-    )  # fmt: skip
+    chosen = encoding.asked
     reading = chosen | given(
         train_videos=train_videos, model=model, fps=fps, dtype=dtype, batch_size=batch_size, cache=cache,
         compare=compare or None, keep_partial=keep_partial or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,22 +13,11 @@ import typer
 from everyframe import console
 from everyframe.cli import clips
 from everyframe.cli.encoded import COSTS, CompareOption, check_compare, choices, cost_cells, encoded_videos
-from everyframe.cli.encoder import (
-    CalibrationOption,
-    EncoderOption,
-    FidelityOption,
-    GroupOption,
-    PlanOption,
-    SelectOption,
-    TokenOption,
-    ToleranceOption,
-    TwoSidedOption,
-)
 from everyframe.cli.evaluate import evaluate
+from everyframe.cli.groups import option_groups
 from everyframe.cli.options import (
     BatchOption,
     DeviceOption,
-    DropOption,
     DtypeOption,
     FpsOption,
     JsonOption,
@@ -37,6 +27,7 @@ from everyframe.cli.options import (
     given,
     load_model,
 )
+from everyframe.cli.reading import FrameEncoding
 
 if TYPE_CHECKING:
     from everyframe.evaluation.frame_features import EncodedVideos, StoredFeatures
@@ -46,7 +37,15 @@ if TYPE_CHECKING:
 _USUAL_TEMPLATES = {"kinetics400": "kinetics", "ucf101": "ucf101"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Encoding(FrameEncoding):
+    """reduce: of a classifier of clips too."""
+
+    reduce: clips.ReduceOption = None
+
+
 @evaluate.command()
+@option_groups
 def recognition(
     model: Annotated[
         str,
@@ -77,17 +76,8 @@ def recognition(
     ] = None,
     compare: CompareOption = False,
     fps: FpsOption = None,
-    encoder: EncoderOption = None,
-    plan: PlanOption = None,
-    tolerance: ToleranceOption = None,
-    two_sided: TwoSidedOption = None,
-    fidelity: FidelityOption = None,
-    calibration: CalibrationOption = None,
-    interleave: GroupOption = None,
-    drop: DropOption = None,
-    select: SelectOption = None,
-    residual: TokenOption = None,
-    reduce: clips.ReduceOption = None,
+    *,
+    encoding: _Encoding,
     views: Annotated[
         int | None, typer.Option("--views", help="VideoMAE: clips over time. (default: 5, ssv2 2)")
     ] = None,
@@ -110,10 +100,6 @@ def recognition(
     of_frames = given(
         features=features, split=split, templates=templates, compare=compare or None, fps=fps, batch_size=batch_size
     )
-    of_encoder = given(
-        encoder=encoder, plan=plan, tolerance=tolerance, two_sided=two_sided, fidelity=fidelity,
-        calibration=calibration, interleave=interleave, drop=drop, select=select, residual=residual,
-    )  # fmt: skip
     clips.check_out(out)
     loading = {"device": device, "dtype": dtype, "threads": threads}
     shared = {"cache": cache, "keep_partial": keep_partial}
@@ -122,14 +108,16 @@ def recognition(
         clips.check_none("an image model, which reads single frames (--encoder says how)", of_clips)
         if out is not None and out.suffix.lower() == ".csv":
             raise ValueError(f"--out must be a JSON file, whose table is written beside it as a CSV file, got {out}")
-        chosen = of_encoder | given(reduce=reduce)
+        chosen = encoding.asked
         _check_sources(videos, features, compare, chosen | given(fps=fps, batch_size=batch_size, cache=cache))
         found = _zero_shot(model, annotations, videos, classes, dataset, of_frames, chosen, loading, shared, silent)
         _finish(found, out, as_json=as_json, quiet=quiet)
         return
+    of_encoder = {name: value for name, value in encoding.asked.items() if name != "reduce"}
     clips.check_none("a video model, which reads clips", of_frames | of_encoder)
     if videos is None:
         raise ValueError("--videos is needed: the folder that holds the videos")
+    reduce = encoding.reduce
     result = _classified(model, annotations, videos, classes, dataset, of_clips, reduce, loading, shared, silent)
     clips.finish(result, out, as_json=as_json, quiet=quiet)
 

@@ -23,12 +23,19 @@ _FEW = 5  # names shown of a list; all of them are in --json and in the files
 
 @app.command()
 def export(
-    to: Annotated[
-        str,
-        typer.Option("--to", help="moment-detr, lighthouse, opentad, actionformer, mad, vslnet or tfvtg."),
-    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the export: new, empty, or to be added to.")],
-    features: Annotated[list[Path] | None, typer.Argument(help="Feature files, or folders of them.")] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Argument(help="Feature files, or folders of them. For webdataset also shards, libraries, addresses."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="moment-detr, lighthouse, opentad, actionformer, mad, vslnet, tfvtg or webdataset."),
+    ] = None,
+    webdataset: Annotated[bool, typer.Option("--webdataset", help="The same as --to webdataset: tar shards.")] = False,
+    shard_mb: Annotated[
+        int | None, typer.Option("--shard-mb", help="Size of a webdataset shard, in MB. (default: 256)", min=1)
+    ] = None,
     annotations: Annotated[
         Path | None,
         typer.Option("--annotations", help="Of the data set: which videos it has, texts to encode, windows to verify."),
@@ -84,8 +91,20 @@ def export(
 ) -> None:
     """Write features, and texts, in the layout of another trainer, with the lines its configuration needs.
 
-    Without FEATURES, --verify checks an export made before.
+    Or as webdataset shards, which everyframe.features.stream reads, too. Without FEATURES, --verify checks an export
+    made before.
     """
+    to = _target(to, webdataset)
+    of_texts = given(max_tokens=max_tokens, text_prefix=text_prefix)
+    if to == "webdataset":
+        others = given(
+            rate=rate, phase=phase, how=how, prefix=prefix, strip=strip, max_rows=max_rows, annotations=annotations,
+            normalise=normalise or None, text=text, verify=verify or None, model=model, device=device,
+        )  # fmt: skip
+        check_none("--to webdataset, which keeps features as they are", others | of_texts)
+        _shards(features, out, shard_mb, dtype, as_json=as_json, quiet=quiet)
+        return
+    check_none(f"--to {to}", given(shard_mb=shard_mb))
     from everyframe.exports import TARGETS
     from everyframe.exports import export as export_features
     from everyframe.exports import verify as verify_export
@@ -96,7 +115,6 @@ def export(
         rate=rate, phase=phase, how=how, dtype=dtype, prefix=prefix, strip=strip, max_rows=max_rows,
         normalise=normalise or None,
     )  # fmt: skip
-    of_texts = given(max_tokens=max_tokens, text_prefix=text_prefix)
     _check(features, to, annotations, options, of_texts, text=text, verify=verify)
     queries, faults = ([], []) if annotations is None else _read(annotations)
     silent = as_json or quiet
@@ -128,8 +146,43 @@ def export(
         raise typer.Exit(1)
 
 
+def _target(to: str | None, webdataset: bool) -> str:
+    if webdataset and to not in (None, "webdataset"):
+        raise ValueError(f"--webdataset and --to {to} are two layouts; give one")
+    if to is None and not webdataset:
+        raise ValueError("say in which layout: --to, or --webdataset")
+    return to or "webdataset"
+
+
+def _shards(
+    features: list[str] | None, out: Path, shard_mb: int | None, dtype: Any, *, as_json: bool, quiet: bool
+) -> None:
+    from everyframe.exports import export_shards
+
+    if not features:
+        raise ValueError("nothing to export: give feature files, or folders, shards, libraries of features")
+    with ClipProgress(silent=as_json or quiet) as progress:
+        made = export_shards(
+            features, out, dtype=dtype, progress=partial(progress, "sources"),
+            **given(shard_bytes=None if shard_mb is None else shard_mb * 1_000_000),
+        )  # fmt: skip
+    if as_json:
+        facts = {**dataclasses.asdict(made), "target": "webdataset", "failures": [why for _, why in made.failures]}
+        print(json.dumps(facts, indent=2, default=str))
+    elif not quiet:
+        there = f", {_count(made.there, 'video')} there before" if made.there else ""
+        console.say(
+            f"{made.folder}: {_count(made.videos, 'video')}, {made.frames} rows of {made.dim or 0} in "
+            f"{_count(len(made.shards), 'shard')}{there}"
+        )
+    for _, why in made.failures:
+        console.say(f"everyframe: {why}", style="red", error=True)
+    if made.failures:
+        raise typer.Exit(1)
+
+
 def _check(
-    features: list[Path] | None,
+    features: list[str] | None,
     to: str,
     annotations: Path | None,
     options: dict[str, Any],

@@ -12,23 +12,11 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.encoder import (
-    CalibrationOption,
-    EncoderOption,
-    FidelityOption,
-    GroupOption,
-    PlanOption,
-    ReduceOption,
-    SelectOption,
-    TokenOption,
-    ToleranceOption,
-    TwoSidedOption,
-    choose_encoder,
-)
+from everyframe.cli.encoder import choose_encoder
+from everyframe.cli.groups import option_groups
 from everyframe.cli.libraries import chosen_collection
 from everyframe.cli.options import (
     DeviceOption,
-    DropOption,
     DtypeOption,
     FpsOption,
     JsonOption,
@@ -40,6 +28,7 @@ from everyframe.cli.options import (
     model_of,
     model_recorded,
 )
+from everyframe.cli.reading import FrameEncoding
 from everyframe.cli.times import parse_date, parse_seconds
 
 if TYPE_CHECKING:
@@ -254,6 +243,7 @@ def _row(hit: Hit) -> dict[str, Any]:
 
 
 @app.command()
+@option_groups
 def ground(
     source: Annotated[str, typer.Argument(help="A video, or its feature file.")],
     query: Annotated[str, typer.Argument(help="The sentence to find.")],
@@ -273,17 +263,8 @@ def ground(
     ] = None,
     model: ModelOption = None,
     fps: FpsOption = None,
-    encoder: EncoderOption = None,
-    plan: PlanOption = None,
-    tolerance: ToleranceOption = None,
-    two_sided: TwoSidedOption = None,
-    fidelity: FidelityOption = None,
-    calibration: CalibrationOption = None,
-    interleave: GroupOption = None,
-    drop: DropOption = None,
-    select: SelectOption = None,
-    residual: TokenOption = None,
-    reduce: ReduceOption = None,
+    *,
+    encoding: FrameEncoding,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     keep_partial: PartialOption = False,
@@ -300,26 +281,13 @@ def ground(
         require("matplotlib", extra="plot")  # before the work, not after it
         if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot must end in .png, .svg or .pdf, got {plot}")
-    encoding: dict[str, Any] = {
-        "encoder": encoder,
-        "plan": plan,
-        "tolerance": tolerance,
-        "two_sided": two_sided,
-        "fidelity": fidelity,
-        "calibration": calibration,
-        "interleave": interleave,
-        "drop": drop,
-        "select": select,
-        "residual": residual,
-        "reduce": reduce,
-    }
     if Path(source).suffix.lower() in SUFFIXES:
-        if given(**encoding, fps=fps) or dtype is not None or keep_partial:
+        if encoding.asked or fps is not None or dtype is not None or keep_partial:
             raise ValueError(f"{source} is encoded already: options of encoding have no meaning with a feature file")
         feats = VideoFeatures.load(source)
         text_model = model_of(feats, model, device)
     else:
-        choice = choose_encoder(**encoding)
+        choice = choose_encoder(**encoding.options)
         text_model = load_model(model, device, dtype, None)
         reader = choice.make(text_model, fps=fps)
         feats = encode_video(source, reader, **given(fps=fps), keep_partial=keep_partial)

@@ -17,6 +17,7 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
+from everyframe.cli.groups import option_groups
 from everyframe.cli.libraries import LibraryOption, chosen_collection, named
 from everyframe.cli.options import (
     JsonOption,
@@ -27,7 +28,7 @@ from everyframe.cli.options import (
     load_model,
     videos_of,
 )
-from everyframe.cli.reading import Reading, reads_videos
+from everyframe.cli.reading import Reading
 from everyframe.cli.times import parse_seconds
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _RETRY_SECONDS = 60.0  # after the library could not be written
 
 
 @app.command()
-@reads_videos
+@option_groups
 def index(
     paths: Annotated[
         list[str], typer.Argument(help="Videos, folders, globs, lists of paths; or feature files and folders of them.")

@@ -112,18 +112,29 @@ def check_writable(out: Path, option: str = "--out") -> None:
 
 
 def videos_of(path: str, missing: list[VideoError]) -> list[str | Path]:
+    """Videos that an argument names: here, on an object store, or an address that FFmpeg opens."""
     from everyframe.pipeline import is_address
-    from everyframe.video import find_videos
+    from everyframe.video import VideoError, find_videos
+    from everyframe.video.find import find_remote
+    from everyframe.video.remote import is_remote
 
+    if is_remote(path):
+        try:
+            return [*find_remote(path)]
+        except VideoError as error:
+            missing.append(error)
+            return []
     return [path] if is_address(path) else [*find_videos([path], failures=missing)]
 
 
 def distinct(roots: list[tuple[Path | None, list[str | Path]]]) -> list[tuple[Path | None, list[str | Path]]]:
     """Every video once, under the first argument that named it."""
+    from everyframe.pipeline import is_address
+
     seen: set[str] = set()
     result: list[tuple[Path | None, list[str | Path]]] = []
     for root, videos in roots:
-        fresh = [video for video in videos if os.path.abspath(video) not in seen]
-        seen.update(os.path.abspath(video) for video in fresh)
-        result.append((root, fresh))
+        places = [(video, str(video) if is_address(video) else os.path.abspath(video)) for video in videos]
+        result.append((root, [video for video, place in places if place not in seen]))
+        seen.update(place for _, place in places)
     return result

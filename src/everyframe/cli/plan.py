@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,23 +11,10 @@ import typer
 
 from everyframe import console
 from everyframe.cli.app import app
-from everyframe.cli.encoder import (
-    MERGING,
-    Choice,
-    EncoderOption,
-    FidelityOption,
-    GroupOption,
-    PlanOption,
-    ReduceOption,
-    SelectOption,
-    TokenOption,
-    ToleranceOption,
-    TwoSidedOption,
-    choose_encoder,
-)
+from everyframe.cli.encoder import MERGING, Choice, choose_encoder
+from everyframe.cli.groups import option_groups
 from everyframe.cli.options import (
     DEFAULT_MODEL,
-    DropOption,
     EndOption,
     FpsOption,
     JsonOption,
@@ -35,6 +23,7 @@ from everyframe.cli.options import (
     check_writable,
     given,
 )
+from everyframe.cli.reading import FrameEncoding
 
 if TYPE_CHECKING:
     from everyframe.backbone import Model
@@ -43,7 +32,22 @@ if TYPE_CHECKING:
     from everyframe.preview import Preview
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Encoding(FrameEncoding):
+    """calibration: it also predicts."""
+
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            help="For --fidelity, and to predict the fidelity: a file of everyframe calibrate, or auto: what comes "
+            "with the model. (default: auto)",
+        ),
+    ] = None
+
+
 @app.command()
+@option_groups
 def plan(
     video: Annotated[str, typer.Argument(help="A video, a folder of images, or an address.")],
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the plan over time to this .svg.")] = None,
@@ -56,24 +60,8 @@ def plan(
         ),
     ] = None,
     fps: FpsOption = None,
-    encoder: EncoderOption = None,
-    plan: PlanOption = None,
-    tolerance: ToleranceOption = None,
-    two_sided: TwoSidedOption = None,
-    fidelity: FidelityOption = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration",
-            help="For --fidelity, and to predict the fidelity: a file of everyframe calibrate, or auto: what comes "
-            "with the model. (default: auto)",
-        ),
-    ] = None,
-    interleave: GroupOption = None,
-    drop: DropOption = None,
-    select: SelectOption = None,
-    residual: TokenOption = None,
-    reduce: ReduceOption = None,
+    *,
+    encoding: _Encoding,
     start: StartOption = None,
     end: EndOption = None,
     keep_partial: PartialOption = False,
@@ -86,19 +74,10 @@ def plan(
     from everyframe.pipeline import Sampling, is_address
     from everyframe.preview import preview_video
 
-    choice = choose_encoder(
-        encoder=encoder,
-        plan=plan,
-        tolerance=tolerance,
-        two_sided=two_sided,
-        fidelity=fidelity,
-        calibration=calibration if fidelity is not None else None,
-        interleave=interleave,
-        drop=drop,
-        select=select,
-        residual=residual,
-        reduce=reduce,
-    )
+    calibration, options = encoding.calibration, encoding.options
+    if encoding.fidelity is None:
+        del options["calibration"]
+    choice = choose_encoder(**options)
     if calibration is not None and not choice.calibrated:
         raise ValueError("--calibration has no meaning here: it predicts what one-sided adaptive plans lose")
     if not is_address(video) and not Path(video).exists():

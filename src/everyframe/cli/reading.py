@@ -1,12 +1,9 @@
-"""How videos are read: the options that everyframe encode and everyframe index share."""
+"""How videos are read: the options that commands share which encode them."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
-from typing import TYPE_CHECKING, Any, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from everyframe.cli.clip_encoder import ClipChoice, ClipFramesOption, ClipOption, SchedulePresetOption, choose_clips
 from everyframe.cli.clips import CrossOption, FrameTokensOption, IntraOption, JoinOption
@@ -41,18 +38,13 @@ if TYPE_CHECKING:
     from everyframe.encoders import Encoder, TempMe
     from everyframe.pipeline import ClipSampling, Sampling
 
-_FRAMES = (
-    "plan", "tolerance", "two_sided", "fidelity", "calibration", "interleave", "drop", "select", "residual", "reduce",
-)  # fmt: skip
 _SCHEDULE = ("preset", "r", "clips", "remove_cross", "remove_intra")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The options as they were set; None where they were not."""
+class FrameEncoding:
+    """How frames are encoded: the options as they were set; None where they were not."""
 
-    model: ModelOption = None
-    fps: FpsOption = None
     encoder: EncoderOption = None
     plan: PlanOption = None
     tolerance: ToleranceOption = None
@@ -64,6 +56,25 @@ class Reading:
     select: SelectOption = None
     residual: TokenOption = None
     reduce: ReduceOption = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All of them by name, as `choose_encoder` takes them."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Those that were set."""
+        return given(**self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The options as they were set; None where they were not."""
+
+    model: ModelOption = None
+    fps: FpsOption = None
+    encoding: FrameEncoding = field(default_factory=FrameEncoding)
     clip: ClipOption = None
     frames: ClipFramesOption = None
     preset: SchedulePresetOption = None
@@ -80,25 +91,26 @@ class Reading:
     @property
     def settings(self) -> dict[str, Any]:
         """Those that were set of the options that decide the features of a given model."""
-        return given(**self._these("fps", "encoder", *_FRAMES, "clip", "frames", *_SCHEDULE))
+        return given(fps=self.fps, **self.encoding.options, **self._these("clip", "frames", *_SCHEDULE))
 
     def choose(self, *, start: float | None = None, end: float | None = None, recipe: bool = False) -> Reader:
         """What they ask for, to be made later. Raises ValueError, before a model is loaded, where they contradict."""
         from everyframe.pipeline import Sampling
 
         limits: dict[str, Any] = {"start": start, "end": end, "keep_partial": self.keep_partial}
-        encoding = self._these(*_FRAMES)
+        options = self.encoding.options
+        encoder = options.pop("encoder")
         clips = choose_clips(
-            encoder=self.encoder,
+            encoder=encoder,
             clip=self.clip,
             frames=self.frames,
             schedule=self._these(*_SCHEDULE),
             limits=limits,
-            others={**encoding, "fps": self.fps, "recipe": recipe},
+            others={**options, "fps": self.fps, "recipe": recipe},
         )
         if clips is not None:
             return Reader(self, clips)
-        frames = choose_encoder(encoder=self.encoder, **encoding)
+        frames = choose_encoder(encoder=encoder, **options)
         return Reader(self, (frames, Sampling(**given(fps=self.fps), **limits)))
 
     def _these(self, *names: str) -> dict[str, Any]:
@@ -124,27 +136,3 @@ class Reader:
             return self.choice.make(name, one.device, one.dtype, one.threads, one.batch_size)
         choice, sampling = self.choice
         return choice.make(load_model(name, one.device, one.dtype, one.threads), one.batch_size, fps=one.fps), sampling
-
-
-def reads_videos(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer is to see it: in place of its parameter `reading` an option for each field of `Reading`."""
-    hints = get_type_hints(Reading, include_extras=True)
-    names = [field.name for field in fields(Reading)]
-    own = inspect.signature(command, eval_str=True).parameters
-    parameters: list[inspect.Parameter] = []
-    for parameter in own.values():
-        if parameter.name != "reading":
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        for field in fields(Reading):
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(field.name, kind, default=field.default, annotation=hints[field.name]))
-
-    @wraps(command)
-    def wrapper(**values: Any) -> None:
-        reading = Reading(**{name: values.pop(name) for name in names})
-        command(reading=reading, **values)
-
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper

@@ -44,6 +44,7 @@ _OWN_SETTINGS = (
     "start",
     "end",
     "slice_seconds",
+    "segments",
 )
 
 

@@ -333,20 +333,9 @@ def _consume(
         if isinstance(item, Finished):
             if item.error is not None:
                 raise item.error
-            known = provenance_of(encoder, sampling, dtype)
-            settings = {**known["settings"], **_costs(encoder, rows, macs)}
-            if item.motion_source is not None:
-                settings["motion_source"] = item.motion_source
-            if item.damage:
-                settings["damage"] = item.damage
-            end = last_end(last, item.end_seconds, sampling.end)
+            provenance = facts_of(item, encoder, sampling, dtype, rows=rows, last=last, macs=macs)
+            end = provenance["end_seconds"]
             report(rows * each, last if end is None else end)
-            provenance = {
-                "video": item.video,
-                "model": known["model"],
-                "settings": settings,
-                "end_seconds": end,
-            }
             return gatherer.finish(provenance)
         features, count = encoder.encode_planned(item.pixels, item.plan), len(item.times)
         gatherer.add(item.times, item.plan[:count], features[:count].cpu().numpy())
@@ -354,6 +343,30 @@ def _consume(
         macs += sum(encoder.plan_macs(item.plan, "all").values())
         report(rows * each, last)
     raise RuntimeError("the decoding thread ended without finishing its video")
+
+
+def facts_of(
+    finished: Finished,
+    encoder: Encoder,
+    sampling: Sampling | ClipSampling,
+    dtype: str,
+    *,
+    rows: int,
+    last: float,
+    macs: float,
+) -> dict[str, Any]:
+    """Everything that features say of themselves: video, model, settings and end_seconds.
+
+    rows: features there are, the last one at `last` seconds. macs: what computing them took.
+    """
+    known = provenance_of(encoder, sampling, dtype)
+    settings = {**known["settings"], **_costs(encoder, rows, macs)}
+    if finished.motion_source is not None:
+        settings["motion_source"] = finished.motion_source
+    if finished.damage:
+        settings["damage"] = finished.damage
+    end = last_end(last, finished.end_seconds, sampling.end)
+    return {"video": finished.video, "model": known["model"], "settings": settings, "end_seconds": end}
 
 
 def _costs(encoder: Encoder, rows: int, macs: float) -> dict[str, float]:

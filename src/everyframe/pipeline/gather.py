@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -34,8 +35,12 @@ class AllFeatures:
         self._rows = _Rows(encoder.dim, dtype)
 
     def add(self, times: list[float], plan: Plan, features: np.ndarray) -> None:
+        self.extend(times, plan.roles, features)
+
+    def extend(self, times: Iterable[float], roles: str, features: np.ndarray) -> None:
+        """Those of any number of frames: float32 [T, D]."""
         self._times += times
-        self._roles.append(plan.roles)
+        self._roles.append(roles)
         self._rows.add(features)
 
     def finish(self, provenance: dict[str, Any]) -> VideoFeatures:

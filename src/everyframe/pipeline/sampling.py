@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from everyframe.video import SampledVideo, Source, sample_frames
+from everyframe.video import SampledVideo, Source, TargetRange, sample_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,17 @@ class Sampling(_Range):
     def settings(self) -> dict[str, Any]:
         return {"fps": self.fps, "start": self.start, "end": self.end}
 
-    def open(self, source: Source, *, motion: bool) -> SampledVideo:
-        """The frames of a video. Raises VideoError."""
-        return sample_frames(source, self.fps, start=self.start, end=self.end, motion=motion, on_damage=self._on_damage)
+    def open(self, source: Source, *, motion: bool, targets: TargetRange | None = None) -> SampledVideo:
+        """The frames of a video, or those of some of its targets. Raises VideoError."""
+        return sample_frames(
+            source,
+            self.fps,
+            start=self.start,
+            end=self.end,
+            motion=motion,
+            on_damage=self._on_damage,
+            targets=targets,
+        )
 
     def num_rows(self, seconds: float, video_fps: float | None) -> float:
         """Features of that much video; never more than it has frames."""

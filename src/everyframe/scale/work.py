@@ -7,10 +7,11 @@ from typing import Literal
 
 from everyframe.pipeline.segments import Segment
 
-FailureKind = Literal["missing", "video", "crash", "hang", "memory", "encode", "lost", "output"]
+FailureKind = Literal["missing", "unreachable", "video", "crash", "hang", "memory", "encode", "lost", "output"]
 """Why a video or a segment gave no features.
 
 missing   the list names what is not there, or may not be read
+unreachable   the network or the store that holds it did not answer
 video     it is there and cannot be decoded (see `VideoError`): trying again changes nothing
 crash     the decoder's process died
 hang      the decoder said nothing for too long

@@ -2,15 +2,13 @@
 
 It takes limits on itself before anything else, reads its task as a line of JSON on standard input, and answers with
 lines of JSON on standard output: progress, then {"done": ...} or {"error": "one sentence"}. It ends when its input
-does, which is when the server is gone. Nothing of the package is imported before the limits hold.
+does, which is when the server is gone. Nothing that reads files is imported before the limits hold.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import resource
 import signal
 import struct
 import sys
@@ -18,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 from typing import IO, Any
+
+from everyframe.processes import end_with_parent, take_no_more
 
 FEATURES, THUMBNAILS = "features.npz", "thumbnails.bin"
 """What an encode job leaves in its folder."""
@@ -28,21 +28,11 @@ _REPORT_SECONDS = 0.1
 
 def limit(limits: dict[str, Any]) -> None:
     """Let this process take no more than this (see `everyframe.serve.settings.Limits`), and yield to the server."""
-    _end_with_parent()
+    end_with_parent()
     os.umask(0o077)
     os.nice(5)
-    pairs = (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, limits["memory_bytes"]),
-        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
-        (resource.RLIMIT_NOFILE, limits["open_files"]),
-        (resource.RLIMIT_CPU, limits["cpu_seconds"]),
-    )
-    for which, value in pairs:
-        if value is not None:
-            hard = resource.getrlimit(which)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(which, (value, value))
+    names = ("memory_bytes", "file_bytes", "open_files", "cpu_seconds")
+    take_no_more(**{name: limits[name] for name in names})
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing raises instead, and says what happened
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its children
 
@@ -168,12 +158,6 @@ def _end_with_input() -> None:
     while sys.stdin.buffer.read(1):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _end_with_parent() -> None:
-    """On Linux the system ends this process with the server even where Python gets no turn (a decoder that hangs)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

@@ -174,17 +174,25 @@ def load_folder(
 
 
 def feature_paths(path: str | os.PathLike[str]) -> list[Path]:
-    """All feature files below a folder, sorted. Raises FeaturesError where it is missing or holds none."""
+    """All feature files below a folder, sorted, but for hidden ones, which are parts of a run that goes on.
+
+    Raises FeaturesError where the folder is missing or holds none.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise FeaturesError(f"{folder} is not a folder; give the one that holds the features")
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    candidates = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(file for file in candidates if not _is_hidden(file.relative_to(folder)))
     files = [file for file in found if not file.name.endswith(RECIPE_SUFFIX)]
     if found and not files:
         raise FeaturesError(f"{folder} holds recipes alone; everyframe restore makes features from them")
     if not files:
         raise FeaturesError(f"{folder} holds no features ({', '.join(SUFFIXES)}); encode some videos first")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _load_each(files: list[Path], failures: list[tuple[Path, FeaturesError]] | None) -> Iterator[VideoFeatures]:

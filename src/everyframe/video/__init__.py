@@ -18,7 +18,8 @@ from everyframe.video.find import find_videos
 from everyframe.video.info import VideoInfo
 from everyframe.video.opening import Source
 from everyframe.video.probe import probe
-from everyframe.video.sample import Sample, SampledVideo, sample_frames
+from everyframe.video.sample import Sample, SampledVideo, Seam, sample_frames
+from everyframe.video.targets import TargetRange
 from everyframe.video.write import write_image, write_video
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "NoVideosError",
     "Sample",
     "SampledVideo",
+    "Seam",
     "Source",
+    "TargetRange",
     "VideoError",
     "VideoInfo",
     "alternate_views",

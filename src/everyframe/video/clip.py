@@ -29,7 +29,8 @@ from everyframe.video.errors import VideoError
 from everyframe.video.images import ImageFolder, is_folder
 from everyframe.video.opening import Input, Source, packets_of, source_name
 from everyframe.video.picture import Converter
-from everyframe.video.sample import Timing, exact_rate, time_range
+from everyframe.video.sample import exact_rate, time_range
+from everyframe.video.targets import Timing
 
 Choose = Callable[[int, int], Sequence[int]]
 """(num_frames, count) -> frame numbers, each in 0..num_frames-1, in any order, repeats allowed."""

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import av
 
@@ -19,6 +19,7 @@ OnDamage = Literal["raise", "skip"]
 
 _MAX_MESSAGES = 100
 _SEEK_BACK_SECONDS = (0, 2, 10, 60)
+_MOST_POSITIONS = 1024  # more than any codec holds back
 # The letters of FFmpeg's AVPictureType; the odd ones count as what they resemble.
 _PICTURE_TYPES = {1: "I", 2: "P", 3: "B", 4: "P", 5: "I", 6: "P", 7: "B"}
 
@@ -34,6 +35,8 @@ class Picture:
     past: int | None = None
     """Distance to the picture its backward vectors point at; None when unknown."""
     future: int | None = None
+    position: int | None = None
+    """Byte of the file at which its packet begins, or one shortly before it; None when unknown."""
 
 
 class Damage:
@@ -63,9 +66,12 @@ class Damage:
 class Decoder:
     """All shown frames of one stream in the order they are shown, with strictly increasing times."""
 
-    def __init__(self, opened: Input, *, on_damage: OnDamage, references: References | None = None):
+    pictures: ClassVar[int] = 0
+    """Decoded in this process so far, by all: tells a slow one from one that hangs."""
+
+    def __init__(self, opened: Input, *, on_damage: OnDamage, references: bool = False):
         self._input = opened
-        self._references = references
+        self._watch_references = references
         self._damage = Damage(opened.name, on_damage)
         self._zero = opened.zero()
         self._sought = False
@@ -136,6 +142,10 @@ class Decoder:
         self._resumed = False
         self._keyframe_sent = False
         self._ends: dict[int, Fraction] = {}
+        self._position: int | None = None
+        self._positions: dict[int, int | None] = {}
+        # Anew: times from before a seek would be taken for pictures that are still to come.
+        self._references = References() if self._watch_references else None
         rate = self._input.header_rate
         self._step = max(1, round(1 / rate / self.unit)) if rate else max(1, round(Fraction(1, 25) / self.unit))
 
@@ -180,12 +190,19 @@ class Decoder:
                 self._keyframe_sent = self._keyframe_sent or bool(packet.is_keyframe)
                 if packet.is_corrupt:
                     self._note("a packet is damaged", None)
+                if packet.pos is not None:
+                    self._position = packet.pos
+                if packet.pts is not None:
+                    self._positions[packet.pts] = self._position
+                    if len(self._positions) > _MOST_POSITIONS:  # some packets give no picture
+                        del self._positions[next(iter(self._positions))]
                 if self._references is not None and packet.pts is not None:
                     self._references.sent(packet.pts * self._ticks + self._shift)
             yield packet
 
     def _picture(self, frame: Any) -> Picture:
         """Give a frame its time: its own, the decoder's second best (dts), or the previous frame's end."""
+        Decoder.pictures += 1
         stamp = frame.pts if frame.pts is not None else frame.dts
         duration = frame.duration * self._ticks if frame.duration else self._step
         last = self._last
@@ -204,7 +221,8 @@ class Decoder:
         past = future = None
         if self._references is not None:
             past, future = self._references.shown(time, kind)
-        self._last = Picture(frame, time, duration, kind, past, future)
+        position = self._positions.pop(frame.pts, None)
+        self._last = Picture(frame, time, duration, kind, past, future, position)
         return self._last
 
     def _note(self, what: str, error: BaseException | None) -> None:

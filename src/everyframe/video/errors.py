@@ -9,3 +9,11 @@ class VideoError(ValueError):
 
 class NoVideosError(VideoError):
     """The given places exist but hold no video."""
+
+
+class MissingVideoError(VideoError):
+    """There is no such file or object, or it may not be read: trying again changes nothing."""
+
+
+class UnreachableError(VideoError):
+    """A remote file did not come, or not all of it, for a reason that may pass: trying again may help."""

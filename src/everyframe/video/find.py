@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from everyframe.video.errors import NoVideosError, VideoError
+from everyframe.video.remote import filesystem, reading
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -76,7 +77,7 @@ def find_videos(paths: Iterable[str | Path], *, failures: list[VideoError] | Non
     return list(found.values())
 
 
-def natural_key(path: Path) -> list[tuple[int, int, str]]:
+def natural_key(path: str | Path) -> list[tuple[int, int, str]]:
     """Sort key under which frame2 comes before frame10."""
     parts = re.split(r"(\d+)", str(path).lower())
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
@@ -123,25 +124,58 @@ def _expand(path: str | Path, from_list: Path | None, failures: list[VideoError]
     raise VideoError(f"{text}: no such file or folder{origin}")
 
 
-def _videos_in(folder: Path) -> list[Path]:
-    videos: list[Path] = []
+def walk_videos(folder: Path, refuse: Callable[[OSError], None]) -> Iterator[Path]:
+    """Videos below a folder, and folders that are one video, folder by folder in natural order; see `find_videos`.
 
+    refuse: is told of each folder that cannot be read.
+    """
+    for place, names, files in os.walk(folder, onerror=refuse):
+        names[:] = sorted((name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n)))
+        here = [Path(place, name) for name in files if _is_video(name)]
+        if not here and len(list_images(Path(place))) >= 2:
+            here = [Path(place)]
+        yield from sorted(here, key=natural_key)
+
+
+def find_remote(address: str) -> list[str]:
+    """Videos at an address that `is_remote`: itself, all below a folder or bucket, or what a pattern matches.
+
+    An address that ends like a video is taken as it is; nothing is asked of the server. Hidden files are left out.
+    Raises MissingVideoError and UnreachableError as `open_remote` does, NoVideosError where there is no video.
+    """
+    system, path = filesystem(address)
+    if any(letter in address for letter in "*?[") and not reading(address, lambda: system.exists(path)):
+        folder = re.split(r"[*?\[]", address, maxsplit=1)[0].rpartition("/")[0] + "/"
+        found = reading(address, lambda: system.glob(path))
+    elif _is_video(address):
+        return [address]
+    else:
+        folder = address.rstrip("/") + "/"
+        found = reading(address, lambda: system.find(path))
+        if [each.rstrip("/") for each in found] == [path.rstrip("/")]:
+            return [address]  # a file after all, whatever it is called
+    # What comes back lacks what is left of the address before the path: the scheme, an account.
+    start = len(filesystem(folder)[1].rstrip("/")) + 1
+    inside = [each[start:] for each in found]
+    videos = [each for each in inside if _is_video(each) and not any(part[:1] == "." for part in each.split("/"))]
+    if not videos:
+        raise NoVideosError(f"{address}: no video there; check the address")
+    return [folder + each for each in sorted(videos, key=natural_key)]
+
+
+def _is_video(name: str) -> bool:
+    name = name.rpartition("/")[2]
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def _videos_in(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise VideoError(f"{error.filename}: cannot be searched for videos ({error.strerror})") from error
 
-    for place, names, files in os.walk(folder, onerror=refuse):
-        names[:] = sorted((name for name in names if not name.startswith(".")), key=lambda n: natural_key(Path(n)))
-        here = [
-            Path(place, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
-        ]
-        if not here and len(list_images(Path(place))) >= 2:
-            here = [Path(place)]
-        videos += here
+    videos = sorted(walk_videos(folder, refuse), key=natural_key)
     if not videos:
         raise NoVideosError(f"{folder}: no video in this folder, nor in the folders inside it")
-    return sorted(videos, key=natural_key)
+    return videos
 
 
 def _match(pattern: str) -> list[Path]:

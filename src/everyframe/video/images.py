@@ -10,7 +10,7 @@ from typing import Any
 
 import av
 
-from everyframe.video.decode import Damage, OnDamage, Picture
+from everyframe.video.decode import Damage, Decoder, OnDamage, Picture
 from everyframe.video.errors import VideoError
 from everyframe.video.find import list_images
 from everyframe.video.info import VideoInfo
@@ -71,6 +71,7 @@ class ImageFolder:
             except VideoError as error:
                 self._damage.note(f"image {self._images[index].name} cannot be read", error)
                 continue
+            Decoder.pictures += 1
             yield Picture(frame, index, 1, "I")
 
     def seek(self, seconds: Fraction) -> None:

@@ -45,6 +45,7 @@ class MotionMeter:
         self._vector_pictures = 0
         self._previous: Picture | None = None
         self._sampled_luma: np.ndarray | None = None
+        self._fresh = True  # nothing was handed out yet
         self._reformatter = VideoReformatter()
         self.source: str | None = None
 
@@ -67,10 +68,10 @@ class MotionMeter:
 
     def take(self, picture: Picture) -> tuple[np.ndarray, str | None]:
         """Upright map float32 [h, w] since the last call, and its source; `picture` is the sampled one."""
-        first = self._sampled_luma is None and self.source is None
-        if first:
+        if self._fresh:
             total, source = np.zeros_like(self._total), None
             self._sampled_luma = self._luma(picture)
+            self._fresh = False
         else:
             if self.source is None:
                 self.source = "codec" if self._vector_pictures else "luma"
@@ -85,6 +86,12 @@ class MotionMeter:
         self._total = np.zeros_like(self._total)
         shown = self._to_shown_rows @ total @ self._to_shown_columns.T
         return self._geometry.orient(shown.astype(np.float32)), source
+
+    def restart(self) -> None:
+        """Go on elsewhere in the video: the next map is that of a first sample, but the source stays."""
+        self._total = np.zeros_like(self._total)
+        self._previous = self._sampled_luma = None
+        self._fresh = True
 
     def _from_vectors(self, vectors: np.ndarray, picture: Picture, previous: Picture) -> np.ndarray:
         elapsed = picture.time - previous.time

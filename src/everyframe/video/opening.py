@@ -15,12 +15,14 @@ import av
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
 
-from everyframe.video.errors import VideoError
+from everyframe.video.errors import MissingVideoError, VideoError
+from everyframe.video.remote import is_remote, local_path, open_remote
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 _STILL_FORMATS = frozenset({"image2", "gif", "apng"})
 _only: dict[str, str] = {}
+_threads: dict[str, int] = {"count": 0}  # as many as there are processors
 
 
 def restrict(demuxers: str) -> None:
@@ -29,6 +31,11 @@ def restrict(demuxers: str) -> None:
     demuxers: FFmpeg's names, separated by commas. A playlist, or a script of cuts, is then no video at all.
     """
     _only.update(format_whitelist=demuxers, protocol_whitelist="file")
+
+
+def limit_threads(count: int) -> None:
+    """From now on decoders in this process use so many threads, where nobody asks for another number."""
+    _threads.update(count=count)
 
 
 def open_options() -> dict[str, str]:
@@ -51,17 +58,22 @@ class Input:
 
     def __init__(self, source: Any, *, threads: int | None = None, export_vectors: bool = False):
         self.name = source_name(source)
-        self.source: Any = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+        self._own = is_remote(source)
+        self.source: Any = _readable(source, self.name)
         self._threads = threads
         self._export_vectors = export_vectors
         self._offset = self.source.tell() if _seekable(self.source) else None
         self.container: Any = None
         self.stream: Any = None
-        self.reopen()
+        try:
+            self.reopen()
+        except BaseException:
+            self.close()
+            raise
 
     def reopen(self) -> None:
         """Open the source from its beginning (again)."""
-        self.close()
+        self._close_container()
         if self._offset is not None:
             self.source.seek(self._offset)
         self.container = _open(self.source, self.name)
@@ -71,14 +83,20 @@ class Input:
             # With frame threads FFmpeg now and then hands out a picture's vectors before they are complete (seen
             # with H.264), so a run would not repeat; slice threads cost speed only where there are many cores.
             context.thread_type = "SLICE" if self._export_vectors else "AUTO"
-            context.thread_count = self._threads or 0
+            context.thread_count = self._threads or _threads["count"]
             if self._export_vectors:
                 context.flags2 |= av.codec.context.Flags2.export_mvs
         except BaseException:
-            self.close()
+            self._close_container()
             raise
 
     def close(self) -> None:
+        """Close the file, unless it was handed in open; there is no opening it again."""
+        self._close_container()
+        if self._own:
+            self.source.close()
+
+    def _close_container(self) -> None:
         if self.container is not None:
             self.container.close()
             self.container = None
@@ -208,6 +226,20 @@ def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
             yield packet
 
 
+def _readable(source: Any, name: str) -> Any:
+    """A source as FFmpeg can take it: bytes become a file, a remote file is opened."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    path = local_path(source)
+    if path is not None:
+        return path
+    if not is_remote(source):
+        return source
+    if _only:
+        raise VideoError(f"{name}: is an address, and only files are opened here")
+    return open_remote(source)
+
+
 def _open(source: Any, name: str) -> Any:
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
@@ -215,7 +247,7 @@ def _open(source: Any, name: str) -> Any:
             return _open_container(text, name, timeout=(15.0, 60.0))
         path = Path(text)
         if not path.exists():
-            raise VideoError(f"{name}: no such file")
+            raise MissingVideoError(f"{name}: no such file")
         if path.is_dir():
             raise VideoError(f"{name}: is a folder; name the video files in it")
         if path.stat().st_size == 0:
@@ -235,7 +267,7 @@ def _open_container(source: Any, name: str, **settings: Any) -> Any:
         if isinstance(source, str) and "://" in source:
             raise VideoError(f"{name}: cannot be opened ({reason}); check the address and the network") from error
         if isinstance(error, PermissionError):
-            raise VideoError(f"{name}: no permission to read this file") from error
+            raise MissingVideoError(f"{name}: no permission to read this file") from error
         if _starts_like_mp4(source):
             raise VideoError(
                 f"{name}: an MP4/MOV file without its index (moov): the recording or download was cut short; "

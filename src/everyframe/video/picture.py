@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import av
@@ -30,6 +31,16 @@ class Converter:
             frame, width=width, height=height, format="rgb24", interpolation="BICUBIC", dst_color_range="JPEG"
         )
         return self._geometry.orient(rgb.to_ndarray())
+
+
+def checksum(frame: Any) -> int:
+    """Of what was decoded, before any conversion: of the luma where a plane holds nothing else."""
+    components = frame.format.components
+    if frame.format.is_planar and not frame.format.is_bit_stream and len(components) > 1:
+        plane, size = frame.planes[0], -(-components[0].bits // 8)
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width * size]
+        return zlib.crc32(rows.tobytes())
+    return zlib.crc32(frame.reformat(format="rgb24").to_ndarray().tobytes())
 
 
 def _deinterlace(frame: Any, before: Any | None, after: Any | None) -> Any:

@@ -19,10 +19,13 @@ from everyframe.video.images import ImageFolder, is_folder
 from everyframe.video.info import VideoInfo
 from everyframe.video.motion import MotionMeter
 from everyframe.video.opening import Input, Source, source_name
-from everyframe.video.picture import Converter
-from everyframe.video.references import References
+from everyframe.video.picture import Converter, checksum
+from everyframe.video.targets import TargetRange, Targets, Timing
 
 OnFewer = Literal["warn", "accept"]
+Seam = list[float | int | None]
+"""What was seen where one range of targets ends and the next begins: seconds of the last picture before and of the
+first after it (None: the video ends there), and the latter's byte in the file (None: unknown) and checksum."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,38 @@ class Sample:
     """What the codec made it: "I", "P", "B" or "?"."""
     duration: float
     """Seconds until the next frame of the video, as far as known."""
+    target: int | None = None
+    """k of the first target time that it is nearest to; None where every frame is given."""
 
 
 class SampledVideo(Iterator[Sample]):
     """What `sample_frames` returns: an iterator of `Sample`, to be run through once; a context manager.
 
-    `info` is there from the start. `damage`, `num_frames_decoded`, `motion_source` and `last_end_seconds` are
-    complete when the iteration is.
+    `info` is there from the start. `damage`, `num_frames_decoded`, `motion_source`, `last_end_seconds` and the seams
+    are complete when the iteration is.
     """
 
     def __init__(
-        self, frames: Decoder | ImageFolder, plan: Timing, meter: MotionMeter | None, on_fewer: OnFewer = "warn"
+        self,
+        frames: Decoder | ImageFolder,
+        plan: Timing,
+        meter: MotionMeter | None,
+        on_fewer: OnFewer = "warn",
+        targets: TargetRange | None = None,
     ):
         self.info: VideoInfo = frames.info
         self.num_frames_decoded = 0
         self.last_end_seconds = 0.0
         """When the last decoded frame ends: the length of the picture track, if it was read to its end."""
+        self.head: Seam | None = None
+        """Where a range of targets begins: None at the start of the sampling, or where the video ends before it."""
+        self.tail: Seam | None = None
+        """Where it ends: the `head` of the next range, if both were read rightly. None where the video ends first."""
         self._frames = frames
         self._plan = plan
         self._meter = meter
         self._on_fewer = on_fewer
+        self._range = targets or TargetRange()
         self._samples = self._run()
 
     @property
@@ -95,18 +110,22 @@ class SampledVideo(Iterator[Sample]):
     def _run(self) -> Generator[Sample, None, None]:
         plan, unit = self._plan, self._frames.unit
         convert = Converter(self._frames.geometry)
-        targets = _Targets(plan, unit)
+        targets = Targets(plan, unit, self._range)
         emitted = inside = 0
         before: Picture | None = None
         held: Picture | None = None
         try:
+            if self._range.first:
+                self._go_to_first_target()
             for picture in self._frames:
                 self.num_frames_decoded += 1
                 self.last_end_seconds = float((picture.time + picture.duration) * unit)
                 inside += plan.holds(picture.time * unit)
                 if held is not None:
-                    if targets.nearest(held, picture):
-                        yield self._sample(convert, before, held, picture)
+                    hit = targets.nearest(held, picture)
+                    self._look_for_seams(targets, held, picture)
+                    if hit:
+                        yield self._sample(convert, before, held, picture, targets.given)
                         emitted += 1
                     if targets.done:
                         break
@@ -114,14 +133,53 @@ class SampledVideo(Iterator[Sample]):
                     self._meter.add(picture)
                 before, held = held, picture
             else:
-                if held is not None and targets.last(held):
-                    yield self._sample(convert, before, held, None)
-                    emitted += 1
+                if held is not None:
+                    hit = targets.last(held)
+                    self._look_for_seams(targets, held, None)
+                    if hit:
+                        yield self._sample(convert, before, held, None, targets.given)
+                        emitted += 1
             self._report(emitted, targets.count, inside)
         finally:
             self._frames.close()
 
-    def _sample(self, convert: Converter, before: Picture | None, held: Picture, after: Picture | None) -> Sample:
+    def _go_to_first_target(self) -> None:
+        """Seek to where the range begins, after learning the source of motion, which the second frame of all decides.
+
+        The picture shown at the target before the first may serve that one, but not the first: for what comes after
+        it all is known.
+        """
+        if self._meter is not None:
+            targets, held = Targets(self._plan, self._frames.unit, TargetRange()), None
+            for picture in self._frames:
+                if held is not None and targets.nearest(held, picture):
+                    self._meter.take(held)
+                if self._meter.source is not None or targets.done:
+                    break
+                self._meter.add(picture)
+                held = picture
+            else:
+                if held is not None and targets.last(held):
+                    self._meter.take(held)
+            self._meter.restart()
+        rate = self._plan.fps or Fraction(1)
+        self._frames.seek(self._plan.start + (self._range.first - 1) / rate)
+
+    def _look_for_seams(self, targets: Targets, held: Picture, after: Picture | None) -> None:
+        first, stop = self._range.first, self._range.stop
+        if first and targets.settled(first):
+            self.head = self._seam(held, after)
+        if stop is not None and targets.settled(stop):
+            self.tail = self._seam(held, after)
+
+    def _seam(self, held: Picture, after: Picture | None) -> Seam:
+        seen = held if after is None else after
+        ends = None if after is None else float(after.time * self._frames.unit)
+        return [float(held.time * self._frames.unit), ends, seen.position, checksum(seen.frame)]
+
+    def _sample(
+        self, convert: Converter, before: Picture | None, held: Picture, after: Picture | None, target: int | None
+    ) -> Sample:
         motion, source = self._meter.take(held) if self._meter is not None else (None, None)
         unit = self._frames.unit
         shown_for = after.time - held.time if after is not None else held.duration
@@ -132,17 +190,19 @@ class SampledVideo(Iterator[Sample]):
             motion_source=source,
             picture_type=held.picture_type,
             duration=float(shown_for * unit),
+            target=target,
         )
 
     def _report(self, emitted: int, wanted: int, inside: int) -> None:
         start, end = self._plan.start, self._plan.end
-        if emitted == 0:
+        if emitted == 0 and self._range.first == 0:
             upto = "on" if end is None else f"to {float(end):g} s"
             raise VideoError(
                 f"{self.info.path}: no frame from {float(start):g} s {upto}; "
                 f"the video ends at {self.last_end_seconds:.2f} s"
             )
-        each_given_once = wanted > emitted == inside and not self.damage
+        whole = self._range.first == 0 and self._range.stop is None
+        each_given_once = whole and wanted > emitted == inside and not self.damage
         if self._plan.fps is not None and each_given_once and self._on_fewer == "warn":
             finish = self.last_end_seconds if end is None else min(float(end), self.last_end_seconds)
             seconds = max(finish - float(start), 1e-9)
@@ -152,74 +212,6 @@ class SampledVideo(Iterator[Sample]):
                 UserWarning,
                 stacklevel=4,
             )
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Which times of a video are asked for, in seconds: at a rate (None: every frame), within [start, end)."""
-
-    fps: Fraction | None
-    start: Fraction
-    end: Fraction | None
-
-    def holds(self, time: Fraction) -> bool:
-        """Is this time, in seconds, within [start, end)?"""
-        return time >= self.start and (self.end is None or time < self.end)
-
-
-class _Targets:
-    """Walks the target times start + k / fps, in exact arithmetic, as the frames go by."""
-
-    def __init__(self, plan: Timing, unit: Fraction):
-        self._plan = plan
-        self._unit = unit
-        self._next = 0
-        # Targets at or after `end` are not wanted: k < (end - start) * fps.
-        self._limit: int | None = None
-        if plan.end is not None and plan.fps is not None:
-            self._limit = math.ceil((plan.end - plan.start) * plan.fps)
-
-    @property
-    def count(self) -> int:
-        """Targets that have found their frame."""
-        return self._next
-
-    @property
-    def done(self) -> bool:
-        return self._limit is not None and self._next >= self._limit
-
-    def nearest(self, held: Picture, after: Picture) -> bool:
-        """Whether `held` is the frame nearest to a target; a target halfway between two takes the earlier."""
-        if self._plan.fps is None:
-            return self._every(held, after)
-        if not self._plan.holds(held.time * self._unit):
-            return False
-        if not self._plan.holds(after.time * self._unit):  # the last frame of the range serves what is left
-            return self._settle(self._limit or 0)
-        middle = Fraction(held.time + after.time, 2) * self._unit
-        return self._settle(math.floor((middle - self._plan.start) * self._plan.fps) + 1)
-
-    def last(self, held: Picture) -> bool:
-        """The same for the last frame, which serves the targets before its own end."""
-        if self._plan.fps is None:
-            return self._every(held, None)
-        if not self._plan.holds(held.time * self._unit):
-            return False
-        finish = (held.time + held.duration) * self._unit
-        return self._settle(math.ceil((finish - self._plan.start) * self._plan.fps))
-
-    def _settle(self, upto: int) -> bool:
-        if self._limit is not None:
-            upto = min(upto, self._limit)
-        hit = upto > self._next
-        self._next = max(self._next, upto)
-        return hit
-
-    def _every(self, held: Picture, after: Picture | None) -> bool:
-        end = self._plan.end
-        if after is not None and end is not None and after.time * self._unit >= end:
-            self._limit = 0
-        return self._plan.holds(held.time * self._unit)
 
 
 def sample_frames(
@@ -233,6 +225,7 @@ def sample_frames(
     on_fewer: OnFewer = "warn",
     threads: int | None = None,
     image_fps: float | None = None,
+    targets: TargetRange | None = None,
 ) -> SampledVideo:
     """Frames of a video at `fps` per second, as an iterator that streams: memory does not grow with length.
 
@@ -256,6 +249,9 @@ def sample_frames(
         header promises; "skip" leaves out what cannot be read, and `damage` lists it.
     on_fewer: "accept" gives no warning where the video has fewer frames than `fps`.
     threads: decoder threads; None leaves the choice to FFmpeg.
+    targets: only the frames whose first target lies in this range, sought out. Ranges that follow each other give each
+        frame of the whole exactly once; the first one's motion is empty, no frame is no error (but in a range from 0
+        on), and few frames are no warning. `SampledVideo.head` and `tail` tell whether two ranges fit together.
 
     Colours follow the matrix and range the file states (BT.601 where it states none, as FFmpeg does);
     transparency is dropped; frames flagged as interlaced are deinterlaced; frames of another size than the
@@ -269,6 +265,8 @@ def sample_frames(
         raise ValueError(f'on_damage must be "raise" or "skip", got {on_damage!r}')
     if on_fewer not in ("warn", "accept"):
         raise ValueError(f'on_fewer must be "warn" or "accept", got {on_fewer!r}')
+    if targets is not None and plan.fps is None:
+        raise ValueError("targets are those of a rate; fps=None gives every frame")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     frames: Decoder | ImageFolder
@@ -278,7 +276,7 @@ def sample_frames(
     else:
         opened = Input(source, threads=threads, export_vectors=motion)
         try:
-            frames = Decoder(opened, on_damage=on_damage, references=References() if motion else None)
+            frames = Decoder(opened, on_damage=on_damage, references=motion)
         except BaseException:
             opened.close()
             raise
@@ -286,7 +284,7 @@ def sample_frames(
         if plan.start > 0:
             frames.seek(plan.start)
         meter = MotionMeter(frames.geometry, frames.info.codec) if motion else None
-        return SampledVideo(frames, plan, meter, on_fewer)
+        return SampledVideo(frames, plan, meter, on_fewer, targets)
     except BaseException:
         frames.close()
         raise

@@ -12,23 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from everyframe.feature_files import SUFFIXES, FeaturesError, ForeignFileError, read_content, write_content
-
-__all__ = [
-    "SUFFIXES",
-    "FeaturesError",
-    "ForeignFileError",
-    "VideoFeatures",
-    "as_array",
-    "check_same_space",
-    "is_of_clips",
-    "nearest_rows",
-    "space_of",
-]
+from everyframe.feature_files import Content, FeaturesError, read_content, write_content
 
 ROLES = "IPC"  # full frame, reduced frame, copied from another frame
 # Two times closer than this are one: presentation times are rationals stored in float64.
 _TIME_EPSILON = 1e-6
+_HEADER = ("roles", "video", "model", "settings", "end_seconds")
 
 
 def as_array(values: Any) -> NDArray[Any]:
@@ -214,15 +203,12 @@ class VideoFeatures:
         leaves a partial file. Of the .npy pair the array comes last: where it exists, the save was complete.
         """
         path = Path(path)
-        header = {
-            "roles": self.roles,
-            "video": self.video,
-            "model": self.model,
-            "settings": self.settings,
-            "end_seconds": self.end_seconds,
-        }
-        write_content(path, header, self.times, self.embeddings)
+        write_content(path, self.header(), self.times, self.embeddings)
         return path
+
+    def header(self) -> dict[str, Any]:
+        """All but the arrays, as files store it."""
+        return {name: getattr(self, name) for name in _HEADER}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "VideoFeatures":
@@ -231,12 +217,16 @@ class VideoFeatures:
         Raises FeaturesError where it is missing, not a features file, cut short, altered, or of another
         format version; ImportError where the format's package is missing.
         """
-        header, times, embeddings = read_content(Path(path))
-        try:
-            content = {name: header[name] for name in ("roles", "video", "model", "settings", "end_seconds")}
-            return cls(times=times, embeddings=embeddings, **content)
-        except (KeyError, TypeError, FeaturesError) as error:
-            raise FeaturesError(f"{path} is inconsistent: {error}; encode the video again") from error
+        return from_content(path, read_content(Path(path)))
+
+
+def from_content(path: str | os.PathLike[str], content: Content) -> VideoFeatures:
+    """Features from what a file holds. path: what messages call it. Raises FeaturesError."""
+    try:
+        named = {name: content.header[name] for name in _HEADER}
+        return VideoFeatures(times=content.times, embeddings=content.embeddings, **named)
+    except (KeyError, TypeError, FeaturesError) as error:
+        raise FeaturesError(f"{path} is inconsistent: {error}; encode the video again") from error
 
 
 def is_of_clips(features: VideoFeatures) -> bool:
