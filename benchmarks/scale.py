@@ -6,7 +6,8 @@ Needs the machine for itself; takes about ten minutes, --quick one or two (for t
 
 The stages, each in one process on one core (`sched_setaffinity`, one thread), medians and quartiles of the rounds:
 
-    decode    H.264 of 640x360, 1280x720 and 1920x1080 at 30 frames/s, sampled at 3 frames/s; source frames per second
+    decode    H.264 of 640x360, 1280x720 and 1920x1080 at 30 frames/s, sampled at 3 frames/s; source frames per second.
+              HEVC, VP9 and AV1 at 1280x720 for comparison
     prepare   resizing, normalising and planning of the sampled frames; frames per second
     encode    I-frames in batches of 32, and chunks of whole groups of ReuseEncoder(interleave=5, drop=0.85); what a
               P-frame takes is the chunk's time less that of its I-frames
@@ -43,6 +44,12 @@ from typing import Any
 import numpy as np
 
 SIZES = {(640, 360): 0.8, (1280, 720): 2.5, (1920, 1080): 5.0}  # Mbit/s, as streaming services use
+# Other codecs than H.264, at 720p and the same bit rate; options that encode in bearable time.
+CODECS = {
+    "libx265": {"preset": "fast", "x265-params": "log-level=error"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "6"},
+    "libsvtav1": {"preset": "8", "svtav1-params": "rc=1"},
+}
 SOURCE_FPS, FPS, INTERLEAVE, DROP, BATCH = 30, 3.0, 5, 0.85, 32
 MODELS = ("bundled", "ViT-B/32")
 PIPELINES = {"bundled 640x360": ("bundled", (640, 360)), "ViT-B/32 1280x720": ("ViT-B/32", (1280, 720))}
@@ -54,7 +61,7 @@ MIDDLE = (0.1, 0.9)
 # --- videos and models -----------------------------------------------------------------------------------
 
 
-def make_video(path: Path, size: tuple[int, int], mbits: float, seconds: float) -> None:
+def make_video(path: Path, size: tuple[int, int], mbits: float, seconds: float, codec: str = "libx264") -> None:
     from everyframe.synthetic import SyntheticVideo
     from everyframe.video.write import write_video
 
@@ -68,8 +75,9 @@ def make_video(path: Path, size: tuple[int, int], mbits: float, seconds: float) 
             yield np.clip(frame.astype(np.int16) + noise, 0, 255).astype(np.uint8)
 
     rate = str(int(mbits * 1e6))
-    options = {"b": rate, "maxrate": rate, "bufsize": str(2 * int(rate)), "preset": "medium"}
-    write_video(path, frames(), fps=SOURCE_FPS, keyframe_every=8 * SOURCE_FPS, options=options)
+    limits = {"b": rate, "maxrate": rate, "bufsize": str(2 * int(rate)), "preset": "medium"}
+    options = limits if codec == "libx264" else {"b": rate, **CODECS[codec]}
+    write_video(path, frames(), fps=SOURCE_FPS, codec=codec, keyframe_every=8 * SOURCE_FPS, options=options)
 
 
 def repeat(video: Path, path: Path, times: int) -> None:
@@ -146,11 +154,11 @@ def per_second(units: float, work: Callable[[], Any], rounds: int) -> dict[str, 
     return spread(rates)
 
 
-def measure_decoding(videos: dict[tuple[int, int], Path], rounds: int) -> dict[str, Any]:
+def measure_decoding(videos: dict[str, Path], rounds: int) -> dict[str, Any]:
     from everyframe.video import probe, sample_frames
 
     found: dict[str, Any] = {}
-    for size, path in videos.items():
+    for name, path in videos.items():
         info = probe(path)
         seconds = float(info.duration_seconds or 0)
 
@@ -158,7 +166,7 @@ def measure_decoding(videos: dict[tuple[int, int], Path], rounds: int) -> dict[s
             for _ in sample_frames(path, FPS, threads=1):
                 pass
 
-        found[size_name(size)] = {
+        found[name] = {
             "per_second": per_second(round(seconds * SOURCE_FPS), decode, rounds),
             "mbits": path.stat().st_size * 8 / seconds / 1e6,
             "codec": info.codec,
@@ -250,8 +258,46 @@ def stored(dim: int, number: int) -> Any:
 
 
 def measure_gathering(model: Any, rounds: int) -> dict[str, Any]:
-    """Chunks of a video of 10 minutes as they come from the cluster, in tables, until its features are whole."""
-    raise NotImplementedError
+    """Chunks of a video of 10 minutes, in tables as they come from the cluster, until its features are whole."""
+    from everyframe.pipeline import Sampling
+    from everyframe.pipeline.decoding import Finished
+    from everyframe.pipeline.segments import WHOLE, join
+    from everyframe.scale import rows
+    from everyframe.scale.gather import Gather, Whole
+    from everyframe.scale.work import Task
+
+    encoder, task, feats = (
+        reuse(model),
+        Task(key="made up", source="/videos/a.mp4", segment=WHOLE),
+        stored(model.dim, 0),
+    )
+    size = BATCH // (INTERLEAVE + 1) * (INTERLEAVE + 1)
+    tables = []
+    for number, first in enumerate(range(0, STORED_ROWS, size)):
+        part = slice(first, first + size)
+        chunk = rows.EncodedChunk(
+            task=task, number=number, times=feats.times[part], roles=feats.roles[part],
+            embeddings=feats.embeddings[part], macs=1.0, decode_seconds=1.0, encode_seconds=1.0,
+            decode_node="here", encode_node="here",
+        )  # fmt: skip
+        tables.append(rows.encoded_table([rows.encoded_row(chunk)]))
+    finished = Finished(video=dict(feats.video), end_seconds=600.0)
+    # What closes a segment goes through the encoder as it came from the decoder.
+    closing = rows.closing_table(rows.Closed(task=task, chunks=len(tables), finished=finished))
+    tables.append(rows.encoded_table([each for each in rows.decoded_rows(closing) if isinstance(each, dict)]))
+
+    def gather() -> None:
+        gathering = Gather(model.dim)
+        gathering.expect([task])
+        for table in tables:
+            for result in rows.results(table):
+                found = gathering.add(result)
+                if isinstance(found, Whole):
+                    join([found.features], encoder, Sampling(fps=FPS), "float32")
+                    return
+        sys.exit("the video did not become whole")
+
+    return {"rows_per_second": per_second(STORED_ROWS, gather, 2 * rounds), "dim": model.dim}
 
 
 def measure_writing(dim: int, folder: Path, rounds: int) -> dict[str, Any]:
@@ -292,7 +338,12 @@ def measure_stages(folder: Path, rounds: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     videos = {size: folder / f"{size_name(size)}.mp4" for size in SIZES}
-    found: dict[str, Any] = {"decode": measure_decoding(videos, rounds), "prepare": {}, "encode": {}}
+    found: dict[str, Any] = {
+        "decode": measure_decoding({size_name(size): path for size, path in videos.items()}, rounds),
+        "decode_others": measure_decoding({codec: folder / f"{codec}.mp4" for codec in CODECS}, rounds),
+        "prepare": {},
+        "encode": {},
+    }
     for name in MODELS:
         model = load_model(name, folder)
         found["prepare"][name] = measure_preparing(videos, model, 2 * rounds)
@@ -347,7 +398,7 @@ def run_pipeline(folder: Path, name: str, workers: int, videos: list[str]) -> di
     model_name, _ = PIPELINES[name]
     encoder = reuse(load_model(model_name, folder))
     out = Path(tempfile.mkdtemp(dir=folder))
-    ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=1 << 30, logging_level="ERROR",
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, object_store_memory=1 << 30, logging_level="ERROR",
              log_to_driver=False)  # fmt: skip
     pace = Pace()
     half = Stages(
@@ -453,6 +504,10 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
         if not path.exists():
             make_video(path, size, mbits, seconds)
             repeat(path, long_name(path), times)
+    for codec in CODECS:
+        path = folder / f"{codec}.mp4"
+        if not path.exists():
+            make_video(path, (1280, 720), SIZES[1280, 720], seconds, codec)
     load_model("ViT-B/32", folder)
     record: dict[str, Any] = {
         "benchmark": "scale",

@@ -64,6 +64,9 @@ def stages_table() -> str:
     for size, row in record["decode"].items():
         what = f"decode {size}, H.264 at {row['mbits']:.1f} Mbit/s"
         rows.append([what, "source frames", stated(row["per_second"])])
+    for row in record["decode_others"].values():
+        what = f"decode 1280x720, {row['codec']} at {row['mbits']:.1f} Mbit/s"
+        rows.append([what, "source frames", stated(row["per_second"])])
     for model, sizes in record["prepare"].items():
         side = record["encode"][model]["side"]
         rows += [
@@ -171,14 +174,13 @@ def gpu_table() -> str:
             for share in ACHIEVED:
                 own = dataclasses.replace(machine, gpu_achieved=share)
                 work = workload(name, record)
-                alone = {
-                    s.name: s.seconds for s in predict(work, own, rates, machines=1).stages if s.resource == "gpus"
-                }
+                stages = predict(work, own, rates, machines=1).stages
+                busy = sum(stage.seconds for stage in stages if stage.resource == "gpus")
                 dense = Workload.of(DenseEncoder(model), hours=1)
                 rows.append([
                     name, f"{machine.gpu_tflops:g}", f"{share:.0%}",
                     number(own.gpu_tflops * 1e12 * share / 2 / dense.i_macs),
-                    number(3600 / sum(alone.values())), number(cores_per_gpu(work, own, rates)),
+                    number(3600 / busy), number(cores_per_gpu(work, own, rates)),
                 ])  # fmt: skip
     head = ["model", "peak TFLOP/s", "achieved", "I-frames/s", "times real time", "cores to decode 720p for it"]
     return table(head, rows)

@@ -108,7 +108,7 @@ def as_rank(places, out, before):
     """A rank of a real process group, with workers of its own."""
     import torch.distributed as dist
 
-    place = dict(rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     if before:  # the group is all that knows of ranks, and begins after the stream was made
         del os.environ["RANK"], os.environ["WORLD_SIZE"]
     dataset = stream(places / "shards", window=2.0, shuffle=8, seed=3)

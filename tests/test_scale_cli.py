@@ -208,7 +208,7 @@ def test_options_reach_the_driver(clips: Path, model: Path, tmp_path: Path, driv
         "--model", model, "--encoder", "dense", "--fps", 2, "--store", "float16", "--start", 1, "--keep-partial",
         "--attempts", 5, "--segment-seconds", 60, "--decode-timeout", 7, "--decode-memory", "1G", "--decoders", "2:8",
         "--encoders", 3, "--gpus-per-encoder", 0.5, "--cpus-per-encoder", 1, "--price-cpu-hour", 0.04,
-        "--price-gpu-hour", 1.5, "--column", "path", "--retry-failed",
+        "--price-gpu-hour", 1.5, "--column", "path", "--id-column", "id", "--retry-failed",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert called["paths"] == [str(clips)]
@@ -220,6 +220,7 @@ def test_options_reach_the_driver(clips: Path, model: Path, tmp_path: Path, driv
         "attempts": 5,
         "segment_seconds": 60.0,
         "column": "path",
+        "id_column": "id",
         "retry_failed": True,
         "limits": Limits(seconds=7.0, memory_bytes=1 << 30),
         "stages": Stages(decoders=(2, 8), encoders=(3, 3), cpus_per_encoder=1.0, gpus_per_encoder=0.5),

@@ -34,7 +34,7 @@ from everyframe.scale.report import Audience, Report, ReportBuilder
 from everyframe.scale.work import Failure, Price, Usage
 
 STARTED = Started(
-    run="r7", listed=9, duplicates=2, missing=1, skipped=1, videos=4, segments=5, seconds=400.0,
+    run="r7", listed=8, duplicates=2, missing=1, skipped=1, videos=3, segments=5, seconds=400.0,
     cluster={"address": "auto"},
 )  # fmt: skip
 CHUNK = ChunkDone(
@@ -43,6 +43,7 @@ CHUNK = ChunkDone(
 HUNG = SegmentFailed(source="/v/b.mp4", segment=(0, 90), kind="hang", message="silent", attempt=1, again=True)
 GONE = Failure(source="/v/gone.mp4", kind="missing", message="/v/gone.mp4: no such file or folder")
 POISON = Failure(source="/v/b.mp4", kind="hang", message="/v/b.mp4: the decoder was silent for 120 s", attempts=3)
+TORN = Failure(source="/v/c.mp4", kind="video", message="/v/c.mp4: cannot be read from 50 s on")
 USAGE = Usage(cpu_hours=2.0, gpu_hours=0.5, node_hours=0.25, wall_seconds=60.0, by_stage={"decode": 7.5, "plan": 1.0})
 EVENTS: list[Event] = [
     STARTED,
@@ -58,7 +59,7 @@ EVENTS: list[Event] = [
     replace(HUNG, attempt=3, again=False),
     VideoDone(source="/v/b.mp4", key="kb", status="quarantined", seconds=200.0, failure=POISON),
     *[replace(CHUNK, source="/v/c.mp4")] * 5,
-    VideoDone(source="/v/c.mp4", key="kc", status="partial", output="c.npz", frames=150, seconds=50.0),
+    VideoDone(source="/v/c.mp4", key="kc", status="partial", output="c.npz", frames=150, seconds=50.0, failure=TORN),
     Written(videos=1, frames=150, seconds=0.5),
     VideoDone(source="/v/d.mp4", key="ka", status="duplicate", output="a.npz", frames=300, seconds=100.0),
     Finished(usage=USAGE),
@@ -77,7 +78,7 @@ def reported(events: list[Event], **options: Price) -> Report:
 
 def test_report_counts_what_was_told() -> None:
     report = reported(EVENTS, price=Price(cpu_hour=0.05, gpu_hour=2.0))
-    assert (report.run, report.listed, report.duplicates, report.missing) == ("r7", 9, 2, 1)
+    assert (report.run, report.listed, report.duplicates, report.missing) == ("r7", 8, 2, 1)
     assert report.videos == {
         "done": 1, "partial": 1, "skipped": 1, "adopted": 0, "duplicate": 1, "failed": 1, "quarantined": 1
     }  # fmt: skip
@@ -90,7 +91,7 @@ def test_report_counts_what_was_told() -> None:
     assert report.times_realtime == pytest.approx(160 / 60)
     assert report.cost == pytest.approx(2 * 0.05 + 0.5 * 2)
     assert report.cost_per_hour == pytest.approx(1.1 / (160 / 3600))
-    assert report.failures == (GONE, POISON)
+    assert (report.failures, report.damaged) == ((GONE, POISON), (TORN,))
     assert report.failures_by_kind == {"missing": (GONE,), "hang": (POISON,)}
     assert report.cluster == {"address": "auto", "nodes": 2, "cpus": 4.0, "gpus": 1.0, "decoders": 2, "encoders": 1}
     assert not report.good
@@ -197,7 +198,7 @@ def test_progress_counts_down_to_nothing() -> None:
     for event in EVENTS:
         clock.now += 1
         progress(event)
-    assert (progress.finished, progress.videos) == (4, 4)  # what is not there was not to do
+    assert (progress.finished, progress.videos) == (3, 3)  # what is not there was not to do
     # 160 s were encoded; of b, 200 s long, 10 s before it was given up.
     assert progress.seconds_done == 160 + 190
     assert progress.frames == 480
@@ -257,7 +258,7 @@ def test_progress_fits_a_terminal() -> None:
     lines = shown.getvalue().strip("\0").splitlines()
     assert len(lines) == 4
     assert all(len(line) <= 80 for line in lines)
-    assert "4/4 videos" in lines[0]
+    assert "3/3 videos" in lines[0]
     assert "1 retried, 1 failed, 1 quarantined, 1 partial" in lines[1]
     assert "2 nodes, 4 CPUs, 1 GPUs; 2 decoders, 1 encoder; round 2" in lines[3]
     line = one_line(progress)
@@ -326,7 +327,7 @@ def test_metrics_as_prometheus_reads_them() -> None:
             metrics(event)
         during = scraped(server)
         assert during["everyframe_running", ""] == 1
-        assert during["everyframe_videos_left", ""] == 4
+        assert during["everyframe_videos_left", ""] == 3
         assert during["everyframe_video_seconds_left", ""] == 290
         assert during["everyframe_eta_seconds", ""] == pytest.approx(290 / (110 / 14))
         for event in EVENTS[15:]:
@@ -337,7 +338,8 @@ def test_metrics_as_prometheus_reads_them() -> None:
         ("frames_total", ""): 480, ("i_frames_total", ""): 80, ("video_seconds_total", ""): 160,
         ("written_frames_total", ""): 450, ("retries_total", ""): 1, ("segment_failures_total", "hang"): 2,
         ("segment_failures_total", "crash"): 0, ("video_failures_total", "missing"): 1,
-        ("video_failures_total", "hang"): 1, ("videos_total", "done"): 1, ("videos_total", "skipped"): 1,
+        ("video_failures_total", "hang"): 1, ("video_failures_total", "video"): 0,
+        ("videos_total", "done"): 1, ("videos_total", "skipped"): 1,
         ("videos_total", "duplicate"): 1, ("work_seconds_total", "decode"): 8.0,
         ("work_seconds_total", "encode"): 32.0, ("work_seconds_total", "write"): 0.75, ("nodes", ""): 2,
         ("cpus", ""): 4, ("gpus", ""): 1, ("workers", "decode"): 2, ("workers", "encode"): 1, ("round", ""): 2,
@@ -404,7 +406,7 @@ def test_log_is_a_line_of_json_per_event(tmp_path) -> None:
 def test_log_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     JsonLog("-")(STARTED)
     out, err = capsys.readouterr()
-    assert (out, json.loads(err)["listed"]) == ("", 9)
+    assert (out, json.loads(err)["listed"]) == ("", 8)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")

@@ -32,7 +32,8 @@ _err = Console(stderr=True)
 
 def say(text: str, *, style: str | None = None, error: bool = False) -> None:
     """One line, printed as it is: no markup, no wrapping."""
-    (_err if error else _out).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    # As `Text`, since the style of a string would colour a progress bar below it as well.
+    (_err if error else _out).print(Text(text, style=style or ""), soft_wrap=True)
 
 
 def columns(*names: str, left: Sequence[str] = (), title: str | None = None) -> Table:

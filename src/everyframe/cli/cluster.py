@@ -40,6 +40,9 @@ class ClusterOptions:
             "Encode on Ray: auto (the cluster of this machine), local (start one here), HOST:PORT or ray://HOST:PORT.",
         ),
     ] = None
+    id_column: Annotated[
+        str | None, _option("--id-column", "Of a table: which column names the features. (default: the paths do)")
+    ] = None
     segment_seconds: Annotated[
         float | None, _option("--segment-seconds", "Longer videos are read in pieces of about that. (default: 600)")
     ] = None
@@ -109,7 +112,7 @@ class ClusterOptions:
                 )
             ),
             "price": Price(**given(cpu_hour=self.price_cpu_hour, gpu_hour=self.price_gpu_hour)),
-            **given(attempts=self.attempts, segment_seconds=self.segment_seconds),
+            **given(id_column=self.id_column, attempts=self.attempts, segment_seconds=self.segment_seconds),
         }
 
 
@@ -152,7 +155,7 @@ def encode_on_cluster(
     """Encode and show; exit with 1 where videos were lost, with 130 after Ctrl-C."""
     arguments = options.arguments()
     if options.dry_run:
-        _show_plan(paths, column, chosen, out, format, as_json=as_json)
+        _show_plan(paths, {"column": column, "id_column": options.id_column}, chosen, out, format, as_json=as_json)
         return
     if "://" not in out:
         check_writable(Path(out))
@@ -214,13 +217,13 @@ def _listeners(options: ClusterOptions, *, silent: bool) -> Iterator[list[Callab
 
 
 def _show_plan(
-    paths: Sequence[str], column: str | None, chosen: Reader, out: str, format: str, *, as_json: bool
+    paths: Sequence[str], columns: dict[str, str | None], chosen: Reader, out: str, format: str, *, as_json: bool
 ) -> None:
     """What a run would do, as far as this machine can see: nothing remote is opened, no cluster asked."""
     from everyframe.pipeline import forecast
     from everyframe.scale.listing import list_videos
 
-    listing = list_videos(paths, column=column)
+    listing = list_videos(paths, **columns)
     here: list[str | Path] = [video.source for video in listing.videos if "://" not in video.source]
     facts: dict[str, Any] = {
         "videos": len(listing.videos),

@@ -109,7 +109,7 @@ def show_report(report: Report) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in report.videos.items() if count)
     rows = {"videos": counts or "none"}
     listed = [f"{report.listed} listed"] if report.listed else []
-    listed += [f"{report.duplicates} of them twice"] if report.duplicates else []
+    listed += [f"{report.duplicates} listed again"] if report.duplicates else []
     listed += [f"{report.missing} not there"] if report.missing else []
     rows["list"] = ", ".join(listed)
     rows["features"] = f"{report.frames} of {clock(report.hours * 3600)} of video"
@@ -121,9 +121,8 @@ def show_report(report: Report) -> None:
         rows["encoded"] = f"{report.encoded_frames} frames, {share:.0%} of them I-frames"
     rows["time"] = f"{console.clock(wall)}{speed}"
     rows["work"] = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.stage_seconds.items() if seconds)
-    rows["tried again"] = ", ".join(
-        [_many(report.retries, "segment")] + [f"{count} {kind}" for kind, count in report.tries_failed.items()]
-    ) if report.retries or report.tries_failed else ""  # fmt: skip
+    tries = ", ".join(f"{count} {kind}" for kind, count in report.tries_failed.items())
+    rows["failed tries"] = f"{tries}; {_many(report.retries, 'segment')} tried again" if tries else ""
     rows["cluster"] = (
         f"{report.usage.cpu_hours:.3g} CPU hours, {report.usage.gpu_hours:.3g} GPU hours, "
         f"{report.usage.node_hours:.3g} node hours"

@@ -362,10 +362,10 @@ def windows(features: VideoFeatures, seconds: float, stride: float) -> Iterator[
         first, past = (int(row) for row in np.searchsorted(times, np.array([start, start + seconds]) - _EPSILON))
         if past > first:
             yield start, min(start + seconds, end), first, past
-        if start + seconds >= end - _EPSILON:
+        if start + seconds >= end - _EPSILON or first == len(times):
             return
         number += 1
-        if past == first and first < len(times):  # over a gap in one step
+        if past == first:  # over a gap in one step
             number = max(number, math.floor((times[first] - seconds) / stride))
 
 

@@ -39,7 +39,7 @@ class AllFeatures:
 
     def extend(self, times: Iterable[float], roles: str, features: np.ndarray) -> None:
         """Those of any number of frames: float32 [T, D]."""
-        self._times += times
+        self._times.extend(times)
         self._roles.append(roles)
         self._rows.add(features)
 

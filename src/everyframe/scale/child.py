@@ -60,7 +60,11 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
-    _Reader(answers, terms["threads"]).serve(iter(requests.get, None))
+    try:
+        _Reader(answers, terms["threads"]).serve(iter(requests.get, None))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # an orderly end would wait for the thread that reads
 
 
 class _Answers:

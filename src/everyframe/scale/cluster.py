@@ -304,9 +304,7 @@ def _ask_versions(nodes: Iterable[Node]) -> dict[str, dict[str, str]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
     teller = ray.remote(num_cpus=0, max_retries=1)(_version_teller())
-    asked = [
-        (node, teller.options(scheduling_strategy=OnNode(node_id=node.id, soft=False)).remote()) for node in nodes
-    ]
+    asked = [(node, teller.options(scheduling_strategy=OnNode(node_id=node.id, soft=False)).remote()) for node in nodes]
     found = {}
     give_up = time.monotonic() + _NODE_SECONDS
     for node, answer in asked:
@@ -328,8 +326,8 @@ def _differing(own: Mapping[str, str], other: Mapping[str, Mapping[str, str]]) -
     texts = []
     for name in sorted(other)[:8]:
         theirs = other[name]
-        facts = [f"{what} {theirs.get(what, 'missing')} (here {own[what]})" for what in _SAME]
-        texts.append(f"{name} has " + ", ".join(fact for fact, what in zip(facts, _SAME) if theirs[what] != own[what]))
+        facts = [f"{what} {theirs[what]} (here {own[what]})" for what in _SAME if theirs[what] != own[what]]
+        texts.append(f"{name} has {', '.join(facts)}")
     more = f"; and {len(other) - 8} more nodes" if len(other) > 8 else ""
     return f"nodes with other versions would give other features: {'; '.join(texts)}{more}. Install the same everywhere"
 

@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everyframe.scale.tables import Row, is_list, read_rows
-from everyframe.scale.work import Failure
+from everyframe.scale.work import Failure, FailureKind
 from everyframe.video import VideoError
+from everyframe.video.errors import UnreachableError
 from everyframe.video.find import VIDEO_SUFFIXES, find_remote, list_images, natural_key, walk_videos
 from everyframe.video.identity import is_address
 from everyframe.video.remote import filesystem, is_remote, local_path, reading
 
 _LONGEST = 180  # bytes of a part of a name: file systems allow 255, and suffixes follow
-_SAME_STORE = {"s3a://": "s3://", "gcs://": "gs://"}
+_SAME_STORE = {"s3a": "s3", "gcs": "gs"}
+_ALIASES = tuple(f"{scheme}://" for scheme in _SAME_STORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ def list_videos(paths: Sequence[str], *, column: str | None = None, id_column: s
 
     - a folder, a bucket or a part of one ("s3://bucket/clips/") is searched as `find_videos` does: all below it;
     - a pattern takes the videos it matches, or the lists where it ends like one ("lists/*.parquet");
-    - a `.txt` file is a list of paths, `.csv`, `.tsv`, `.jsonl` and `.parquet` are tables. `column` names the column
+    - a `.txt` file is a list of paths, `.csv`, `.tsv`, `.jsonl` and `.parquet` are tables (Parquet also a folder of
+      parts). `column` names the column
       of paths; without it that is path, video, video_path, file, filename, url or uri, or the only one there is.
       Relative paths are looked up from here, then from the list's own folder. A row may be a folder or a pattern (on a
       store: where it ends with "/" or holds a "*"), but not another list. They stream: a million rows take seconds.
@@ -97,9 +100,9 @@ class _Found:
     def add(self, source: str, relative: str | None = None, video: str | None = None) -> None:
         """relative: the path below the folder that was asked for; None takes the file's own name."""
         key = source
-        for alias, store in _SAME_STORE.items():
-            if source.startswith(alias):
-                key = store + source[len(alias) :]
+        if source.startswith(_ALIASES):
+            scheme, _, rest = source.partition("://")
+            key = f"{_SAME_STORE[scheme]}://{rest}"
         if key in self._seen:
             self.duplicates.append(source)
             return
@@ -112,8 +115,9 @@ class _Found:
         self._sources.append(source)
         self._relatives.append(relative if relative is not None else _own_name(source))
 
-    def miss(self, source: str, message: str) -> None:
-        self.missing.append(Failure(source=source, kind="missing", message=message))
+    def miss(self, source: str, why: str | VideoError) -> None:
+        kind: FailureKind = "unreachable" if isinstance(why, UnreachableError) else "missing"
+        self.missing.append(Failure(source=source, kind=kind, message=str(why)))
 
     def listing(self) -> Listing:
         names = _names(self._sources, self._relatives, self._ids)
@@ -142,6 +146,9 @@ class _Base:
 
 def _lists_of(path: str, found: _Found) -> list[str]:
     """Adds the videos that an argument names; gives the lists that it names, still to be read."""
+    here = local_path(path) or path
+    if here.rstrip("/").lower().endswith(".parquet") and (os.path.isdir(here) or path.endswith("/")):
+        path = f"{path.rstrip('/')}/*.parquet"  # a table in parts, as Spark writes it
     try:
         if is_remote(path):
             if not is_list(path):
@@ -162,13 +169,14 @@ def _lists_of(path: str, found: _Found) -> list[str]:
         elif os.path.exists(place):
             found.add(place)
         elif is_list(place):
-            return sorted(glob.glob(place, recursive=True), key=natural_key) or _none(path)
+            lists = [match for match in glob.glob(place, recursive=True) if os.path.isfile(match)]
+            return sorted(lists, key=natural_key) or _none(path)
         elif glob.has_magic(place):
             _add_matches(place, found)
         else:
             found.miss(path, f"{path}: no such file or folder")
     except VideoError as error:
-        found.miss(path, str(error))
+        found.miss(path, error)
     return []
 
 
@@ -200,7 +208,7 @@ def _add_row(row: Row, base: _Base, found: _Found) -> None:
             try:
                 _add_remote(path, found)
             except VideoError as error:
-                _miss_row(row, base, found, str(error))
+                _miss_row(row, base, found, error)
         else:
             found.add(path, video=row.video)
         return
@@ -228,11 +236,11 @@ def _add_local(path: str, row: Row, base: _Base, found: _Found) -> None:
         else:
             found.add(place, video=row.video)
     except VideoError as error:
-        _miss_row(row, base, found, str(error))
+        _miss_row(row, base, found, error)
 
 
-def _miss_row(row: Row, base: _Base, found: _Found, message: str) -> None:
-    found.miss(row.path or f"{base.place}:{row.number}", message)
+def _miss_row(row: Row, base: _Base, found: _Found, why: str | VideoError) -> None:
+    found.miss(row.path or f"{base.place}:{row.number}", why)
 
 
 def _mode(place: str) -> int | None:

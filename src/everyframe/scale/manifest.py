@@ -60,8 +60,6 @@ class Entry:
         then `output` is that one's. frames, i_frames: rows, and those encoded in full. seconds: of video.
     kind, message: why it failed, see `work.Failure`. when: UTC. version: of everyframe.
     keep_partial: was what can be read of a damaged video wanted?
-
-    That features could not be written (kind "output") says nothing of a video: such a failure is not recorded.
     """
 
     key: str
@@ -243,6 +241,10 @@ class Manifest:
             lines = [*self._state.entries.values(), *self._state.duplicates.values()]
         return map(_entry, lines)
 
+    def is_duplicate(self, key: str, source: str) -> bool:
+        """Is this source recorded as one of a content that another source gave the features of?"""
+        return (key, source) in self._state.duplicates
+
     def attempts(self, key: str) -> list[Attempt]:
         """The tries at a video's segments that failed, in all runs since its last entry."""
         with self._mutex:
@@ -252,21 +254,22 @@ class Manifest:
         """The entry that says there is nothing to do for this video; None where there is.
 
         Part of a damaged video settles it only where that is wanted. A failure does, until `forget_failures`, as long
-        as the version of everyframe and keep_partial are the same and the cause was not the output.
+        as the version of everyframe and keep_partial are the same.
         """
         entry = self.get(key)
         if entry is None or entry.status == "done":
             return entry
         if entry.status == "partial":
             return entry if keep_partial else None
-        again = (
-            entry.kind == "output" or entry.version != package_version() or (keep_partial and not entry.keep_partial)
-        )
+        again = entry.version != package_version() or (keep_partial and not entry.keep_partial)
         return None if again else entry
 
     def record(self, entries: Iterable[Entry], attempts: Iterable[Attempt] = ()) -> None:
-        """Add records, all or none of them; durable when it returns. Raises OutputError."""
-        given: list[Record] = [*entries, *attempts]
+        """Add records, all or none of them; durable when it returns. Raises OutputError.
+
+        Entries that failed for kind "output" are passed over: they say nothing of a video.
+        """
+        given: list[Record] = [*(entry for entry in entries if not _is_of_output(entry)), *attempts]
         lines = [_line(record, self.run) for record in given]
         if not lines:
             return
@@ -350,6 +353,10 @@ class Manifest:
         self._files = [file for file in self._files if file.name not in set(names) and file is not joined]
         self._files.append(joined)
         self._place.delete(names)
+
+
+def _is_of_output(entry: Entry) -> bool:
+    return entry.kind == "output" and entry.status in _FAILED
 
 
 def _lock(place: Place, held: ExitStack) -> None:

@@ -19,7 +19,7 @@ from everyframe.scale.events import (
     Written,
 )
 from everyframe.scale.progress import Progress
-from everyframe.scale.report import STATUSES
+from everyframe.scale.report import LOST, STATUSES
 from everyframe.scale.work import FailureKind
 from everyframe.version import package_version
 
@@ -82,7 +82,7 @@ class Metrics:
             self._work.labels("encode").inc(event.encode_seconds)
         elif isinstance(event, VideoDone):
             self._videos.labels(event.status).inc()
-            if event.failure is not None:
+            if event.failure is not None and event.status in LOST:
                 self._failures.labels(event.failure.kind).inc()
         elif isinstance(event, SegmentFailed):
             self._tries.labels(event.kind).inc()

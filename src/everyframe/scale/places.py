@@ -34,11 +34,15 @@ _REASONS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EFBIG: "the file would be larger than the system allows",
+    errno.ENOTDIR: "a file is in the way of a folder",
+    errno.EEXIST: "a file is in the way of a folder",
+    errno.EISDIR: "a folder has this name",
     errno.EIO: "the disk reports an input/output error",
     errno.EMFILE: "too many open files; raise the limit with ulimit -n",
 }
+_NO_BUCKET = r"nosuchbucket|bucket does not exist|no such bucket"
 _STORE_REASONS = (
-    (r"nosuchbucket|bucket.* not exist|no such bucket", "there is no such bucket; check the address"),
+    (_NO_BUCKET, "there is no such bucket; check the address"),
     (
         r"no ?credentials|locate credentials|default ?credentials",
         "no credentials were found; set them in the environment",
@@ -178,7 +182,8 @@ class _Folder(Place):
         except OSError as error:
             raise _explained(str(path), error) from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # it was renamed, or never made
+                part.unlink()
 
     def read(self, name: str) -> bytes:
         path = self.path(name)
@@ -375,7 +380,7 @@ def _is_abandoned(part: Path) -> bool:
 
 
 def _is_no_bucket(error: BaseException) -> bool:
-    return "bucket" in str(error).lower()
+    return re.search(_NO_BUCKET, f"{type(error).__name__} {error}", re.IGNORECASE) is not None
 
 
 def reason_of(error: BaseException) -> str:

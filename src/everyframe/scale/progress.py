@@ -18,8 +18,8 @@ from everyframe.scale.events import (
     VideoDone,
     Written,
 )
+from everyframe.scale.report import LOST
 
-LOST = ("failed", "quarantined")
 _WINDOW_SECONDS = 180.0  # of which the present rate is the mean
 _STEP_SECONDS = 1.0  # between two points of it
 
@@ -98,8 +98,9 @@ class Progress:
         here = self._open.pop(event.source, 0.0)
         if event.status in LOST:
             self._given_up += max(event.seconds - here, 0.0)
-        if event.failure is None or event.failure.kind != "missing":
-            self.finished += 1
+        # What was settled before the first pass, such as a dead link, was none of the videos to do; nor are copies.
+        if event.status in ("done", "partial") or (event.status in LOST and self.round):
+            self.finished = min(self.finished + 1, self.videos)
 
     @property
     def elapsed(self) -> float:

@@ -28,6 +28,7 @@ from everyframe.scale.work import Failure, FailureKind, Price, Usage
 from everyframe.version import package_version
 
 STATUSES: tuple[VideoStatus, ...] = get_args(VideoStatus)
+LOST = ("failed", "quarantined")
 STAGES = ("decode", "encode", "gather", "write")
 
 
@@ -37,7 +38,8 @@ class Report:
 
     videos: by status; "skipped" and "adopted" were done before, "duplicate" has the content of another one.
     duplicates: paths that were listed more than once, which are counted nowhere else. missing: of the failed ones
-    those that are not there. failures: videos that were lost, in the order in which they were given up.
+    those that are not there. failures: videos that were lost, in the order in which they were given up. damaged: what
+    partial videos lack, as far as the driver says.
     frames, hours: of the features that became durable in this run, and of their video. encoded_frames, i_frames,
     encoded_hours: what was computed for that, which is less where an interrupted run had begun, more where videos were
     given up. tries_failed: of segments, by kind; retries: those that were tried again.
@@ -54,6 +56,7 @@ class Report:
     missing: int = 0
     videos: dict[str, int] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
+    damaged: tuple[Failure, ...] = ()
     tries_failed: dict[str, int] = field(default_factory=dict)
     retries: int = 0
     rounds: int = 0
@@ -140,6 +143,7 @@ class ReportBuilder:
         self._tries: Counter[str] = Counter()
         self._work: defaultdict[str, float] = defaultdict(float)  # seconds by stage; sums of `Report` by name
         self._failures: list[Failure] = []
+        self._damaged: list[Failure] = []
         self._warnings: list[str] = []
 
     def __call__(self, event: Event) -> None:
@@ -189,6 +193,7 @@ class ReportBuilder:
             videos={**dict.fromkeys(STATUSES, 0), **self._videos},
             missing=sum(failure.kind == "missing" for failure in self._failures),
             failures=tuple(self._failures),
+            damaged=tuple(self._damaged),
             tries_failed=dict(self._tries),
             retries=int(count["retries"]),
             rounds=int(count["rounds"]),
@@ -206,20 +211,21 @@ class ReportBuilder:
         if event.status in ("done", "partial"):
             self._work["frames"] += event.frames
             self._work["seconds"] += event.seconds
-        if event.failure is not None and event.status in ("failed", "quarantined"):
-            self._failures.append(event.failure)
+        if event.failure is not None:
+            (self._failures if event.status in LOST else self._damaged).append(event.failure)
 
 
 class Audience:
     """Passes each event on to all listeners, one event at a time, from whatever thread it comes; a `Listener`.
 
     A listener that raises is warned about and hears no more: a full disk below a log ends no run. report: is told of
-    it, if given.
+    it, if given. faults: what it was told.
     """
 
     def __init__(self, listeners: Iterable[Listener], report: ReportBuilder | None = None) -> None:
         self._listeners = list(listeners)
         self._report = report
+        self.faults: list[str] = []
         self._lock = threading.RLock()
 
     def __call__(self, event: Event) -> None:
@@ -231,6 +237,7 @@ class Audience:
                     self._listeners.remove(listener)
                     name = getattr(listener, "__name__", type(listener).__name__)
                     text = f"{name} hears no more of this run ({type(error).__name__}: {error})"
+                    self.faults.append(text)
                     if self._report is not None:
                         self._report.warn(text)
                     warnings.warn(text, stacklevel=2)

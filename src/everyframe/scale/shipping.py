@@ -86,7 +86,7 @@ def ship(encoder: Encoder) -> Shipped:
     """
     if type(encoder).__module__ == "__main__":
         raise TypeError(
-            f"{type(encoder).__name__} is defined in a script; put it into a module that workers can import"
+            f"{type(encoder).__name__} is defined in a script; move it to a module that workers can import"
         )
     try:
         return Shipped(planning=_pickled(encoder, planning=True), full=_pickled(encoder, planning=False))

@@ -72,7 +72,7 @@ class DecodeStage:
                 else:
                     yield rows.closing_table(rows.closed_by(task, number, item, self._node))
         except (VideoError, Poisoned, ChildNotStarted) as error:
-            failure = _failure(task.source, error, task.attempt)
+            failure = _failure(task.source, error, task.attempt, self._node)
             yield rows.closing_table(Closed(task=task, chunks=number, failure=failure, node=self._node))
 
 
@@ -161,7 +161,7 @@ class ProbeStage:
         try:
             known = self._child.probe(source)
         except (VideoError, Poisoned, ChildNotStarted) as error:
-            return Probed(source=source, failure=_failure(source, error, 1), node=self._node)
+            return Probed(source=source, failure=_failure(source, error, 1, self._node), node=self._node)
         return Probed(
             source=source,
             duration_seconds=known.duration_seconds,
@@ -195,14 +195,16 @@ def mixed(chunks: Sequence[DecodedRow], encoder: Encoder) -> list[list[int]]:
     return calls
 
 
-def _failure(source: str, error: Exception, attempt: int) -> Failure:
+def _failure(source: str, error: Exception, attempt: int, node: str) -> Failure:
     kind: FailureKind = "video"
+    message = str(error)
     if isinstance(error, Poisoned):
         kind = error.kind
     elif isinstance(error, MissingVideoError):
         kind = "missing"
+        message += f" (on node {node})"  # others may see it
     elif isinstance(error, UnreachableError):
         kind = "unreachable"
     elif isinstance(error, ChildNotStarted):
         kind = "lost"
-    return Failure(source=source, kind=kind, message=str(error), attempts=attempt)
+    return Failure(source=source, kind=kind, message=message, attempts=attempt)

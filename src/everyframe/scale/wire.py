@@ -28,7 +28,7 @@ Buffer = bytes | bytearray | memoryview
 
 def pack(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> bytes:
     """Plain values and named arrays as one string of bytes."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    arrays = {name: np.asarray(array) for name, array in (arrays or {}).items()}
     shapes = {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
     head = json.dumps({"facts": dict(facts), "arrays": shapes}).encode()
     return b"".join([len(head).to_bytes(4, "big"), head, *(array.tobytes() for array in arrays.values())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,6 +89,12 @@ class Price:
 
     cpu_hour: float = 0.0
     gpu_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("cpu_hour", "gpu_hour"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a price of 0 euros or more, got {value}")
 
 
 @dataclass(kw_only=True)

@@ -152,7 +152,7 @@ def find_remote(address: str) -> list[str]:
     else:
         folder = address.rstrip("/") + "/"
         found = reading(address, lambda: system.find(path))
-        if [each.rstrip("/") for each in found] == [path.rstrip("/")]:
+        if found == [path]:
             return [address]  # a file after all, whatever it is called
     # What comes back lacks what is left of the address before the path: the scheme, an account.
     start = len(filesystem(folder)[1].rstrip("/")) + 1

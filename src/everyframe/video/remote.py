@@ -22,6 +22,7 @@ _OBJECT_STORES = {
     "gcs": ("gcsfs", "gcs"),
 }
 _AZURE = frozenset({"abfs", "abfss", "az", "adl"})
+_USUAL = ("s3://", "gs://", "abfs://", "az://", "memory://")
 _NO_CREDENTIALS = frozenset(
     [
         "NoCredentialsError",
@@ -44,10 +45,12 @@ def is_remote(source: object) -> bool:
     """Is it an address that fsspec opens? Those of FFmpeg's own (http, rtsp, ...) and file:// are not."""
     if not isinstance(source, str) or "://" not in source:
         return False
+    if source.startswith(_USUAL):  # lists have millions of these
+        return True
     scheme = _scheme(source)
     if scheme in _FOR_FFMPEG or local_path(source) is not None:
         return False
-    if scheme in _OBJECT_STORES or scheme in _AZURE or scheme == "memory" or "::" in source.partition("://")[0]:
+    if scheme in _OBJECT_STORES or scheme in _AZURE or "::" in source.partition("://")[0]:
         return True
     registry = require("fsspec.registry", extra="scale")
     return scheme in registry.known_implementations or scheme in registry.registry
