@@ -55,7 +55,7 @@ MODELS = ("bundled", "ViT-B/32")
 PIPELINES = {"bundled 640x360": ("bundled", (640, 360)), "ViT-B/32 1280x720": ("ViT-B/32", (1280, 720))}
 STORED_ROWS = int(600 * FPS)  # of a video of 10 minutes
 FORMATS, WRITTEN = ("npz", "webdataset", "library"), 32  # videos of 10 minutes
-MIDDLE = (0.1, 0.9)
+MIDDLE, TOGETHER = (0.1, 0.9), 0.2  # shares of a run; seconds
 
 
 # --- videos and models -----------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def measure_gathering(model: Any, rounds: int) -> dict[str, Any]:
 
 
 def measure_writing(dim: int, folder: Path, rounds: int) -> dict[str, Any]:
-    """Into an empty output each round, eight videos a call, with the manifest, until they are durable and closed."""
+    """Into an empty output each round, sixteen videos a call (the driver's 64 MB), with the manifest, until they are durable and closed."""
     from everyframe.scale.listing import Listed
     from everyframe.scale.manifest import Manifest, key_of
     from everyframe.scale.places import open_place
@@ -321,8 +321,8 @@ def measure_writing(dim: int, folder: Path, rounds: int) -> dict[str, Any]:
             place = open_place(out)
             with Manifest(place) as manifest:
                 sink = open_sink(place, format, manifest=manifest, provenance=provenance)
-                for first in range(0, len(items), 8):
-                    receipt = sink.write(items[first : first + 8])
+                for first in range(0, len(items), 16):
+                    receipt = sink.write(items[first : first + 16])
                     if receipt.error or receipt.failures:
                         sys.exit(f"{format}: {receipt}")
                 sink.close()
@@ -365,16 +365,23 @@ class Pace:
         self.began = time.perf_counter()
 
     def __call__(self, event: Any) -> None:
-        if type(event).__name__ == "ChunkDone":
-            before = self.seen[-1][1] if self.seen else 0
-            self.seen.append((time.perf_counter(), before + event.frames, busy_seconds()))
+        if type(event).__name__ != "ChunkDone":
+            return
+        now, before = time.perf_counter(), self.seen[-1][1] if self.seen else 0
+        # They come many at a time; what counts is how many there are when a delivery is over.
+        if self.seen and now - self.seen[-1][0] < TOGETHER:
+            self.seen.pop()
+        self.seen.append((now, before + event.frames, busy_seconds()))
 
     def facts(self) -> dict[str, Any]:
         total = self.seen[-1][1]
         first, last = (next(each for each in self.seen if each[1] >= share * total) for share in MIDDLE)
+        if len(self.seen) < 3 or first is last:
+            sys.exit(f"too few deliveries to measure a pace ({len(self.seen)}): more videos are needed")
         seconds = last[0] - first[0]
         return {
             "frames": total,
+            "deliveries": len(self.seen),
             "frames_per_second": (last[1] - first[1]) / seconds,
             "cores_busy": (last[2] - first[2]) / seconds,
             "seconds_until_first": self.seen[0][0] - self.began,
@@ -398,8 +405,8 @@ def run_pipeline(folder: Path, name: str, workers: int, videos: list[str]) -> di
     model_name, _ = PIPELINES[name]
     encoder = reuse(load_model(model_name, folder))
     out = Path(tempfile.mkdtemp(dir=folder))
-    ray.init(address="local", num_cpus=workers, include_dashboard=False, object_store_memory=1 << 30, logging_level="ERROR",
-             log_to_driver=False)  # fmt: skip
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=workers, object_store_memory=1 << 30, **quiet)
     pace = Pace()
     half = Stages(
         decoders=(workers, workers), encoders=(workers, workers), cpus_per_decoder=0.5, cpus_per_encoder=0.5,
@@ -524,7 +531,7 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
         },
     }  # fmt: skip
     record |= in_process("stages", folder, sorted(os.sched_getaffinity(0))[-1:], {"rounds": 2 if quick else 7})
-    record["pipeline"] = measure_pipelines(record, folder, 5 if quick else 60, 1)
+    record["pipeline"] = measure_pipelines(record, folder, 20 if quick else 75, 1)
     return record
 
 

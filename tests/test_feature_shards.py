@@ -2,7 +2,10 @@
 
 import io
 import json
+import multiprocessing
 import os
+import resource
+import signal
 import tarfile
 from dataclasses import replace
 
@@ -114,7 +117,7 @@ def test_shares_are_disjoint_and_complete(tmp_path):
         ("../../etc/passwd", "etc/passwd-"),
         ("v1.5", "v1_5-"),
         ("..", "video-"),
-        ("y" * 500, "y" * 160 + "-"),
+        ("y" * 500, "y" * 159 + "-"),
     ],
 )
 def test_keys(name, expected):
@@ -142,6 +145,7 @@ def test_different_names_have_different_keys():
     keys = [key_of(name) for name in names]
     assert len(set(keys)) == len(names)
     assert all("." not in key for key in keys)
+    assert [key_of(key) for key in keys] == keys
 
 
 def test_a_name_twice_is_refused(tmp_path):
@@ -171,6 +175,21 @@ def test_a_full_disk_leaves_nothing_and_the_shard_usable(tmp_path, monkeypatch):
     assert [key for key, _ in read_shard(path)] == ["a", "b"]
     with Shard() as shard, pytest.raises(FeaturesError, match="cannot be written"):
         shard.save(tmp_path / "missing" / "a.tar")
+
+
+def test_a_video_that_does_not_fit_leaves_those_before(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Shard() as shard:
+        shard.add("a", make(1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            with pytest.raises(FeaturesError, match=r"b cannot be added to the shard \(File too large\)"):
+                shard.add("b", make(2, frames=2000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        shard.add("c", make(3))
+        path = shard.save(tmp_path / "a.tar")
+    assert [key for key, _ in read_shard(path)] == ["a", "c"]
 
 
 # --- damage ------------------------------------------------------------------------------------------------
@@ -366,6 +385,30 @@ def test_shards_have_their_size_and_can_be_exported_again(tmp_path, files):
     assert contents(tmp_path / "whole").keys() == files.keys()
 
 
+def test_a_killed_export_goes_on(tmp_path, files):
+    """Killed at each of its steps, and then let through: every video once, and no half shard."""
+    context = multiprocessing.get_context("fork")
+
+    def doomed(out, at):
+        def progress(done, of):
+            if done == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        export_shards(tmp_path / "features", out, shard_bytes=5000, progress=progress)
+
+    for at in range(1, 10):
+        out = tmp_path / f"out-{at}"
+        process = context.Process(target=doomed, args=(out, at))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        before = contents(out) if out.exists() else {}
+        made = export_shards(tmp_path / "features", out)
+        assert (made.there, made.videos, made.failures) == (len(before), 9 - len(before), ())
+        assert contents(out).keys() == files.keys()
+    assert len(before) >= 8
+
+
 def test_a_library_is_exported(tmp_path, files):
     with Library(tmp_path / "library") as library:
         list(library.add_all(files.values()))
@@ -378,7 +421,9 @@ def test_a_library_is_exported(tmp_path, files):
         library.add(make(1, model={**make().model, "id": "other", "weights_sha256": "cd"}))
     both = everyframe("export", "--webdataset", tmp_path / "library", "--out", tmp_path / "other")
     assert both.returncode == 1
-    assert "several collections" in both.stderr or "collection" in both.stderr
+    assert "holds several collections" in " ".join(both.stderr.split())
+    made = export_shards(tmp_path / "library", tmp_path / "chosen", collection="other")
+    assert (made.videos, made.failures) == (1, ())
 
 
 def test_what_cannot_be_exported_is_named_and_the_rest_goes_on(tmp_path, files):
@@ -415,6 +460,7 @@ def test_what_cannot_be_exported_is_named_and_the_rest_goes_on(tmp_path, files):
         (["--webdataset", "a.npz", "--verify"], "--verify has no meaning"),
         (["--webdataset", "a.npz", "--dtype", "int8"], "dtype must be float32 or float16"),
         (["--to", "mad", "a.npz", "--shard-mb", "3"], "--shard-mb has no meaning with --to mad"),
+        (["--to", "mad", "a.npz", "--collection", "x"], "--collection has no meaning with --to mad"),
         (["--to", "nothing", "a.npz"], "must be one of"),
     ],
 )
@@ -432,6 +478,8 @@ def test_what_others_wrote_is_left_alone(tmp_path, files):
     (tmp_path / "out" / "notes.txt").rename(tmp_path / "out" / "features-000000.tar")
     with pytest.raises(FeaturesError, match="damaged or no tar file"):
         export_shards(tmp_path / "features", tmp_path / "out")
+    with pytest.raises(ValueError, match="s3://bucket/out is an address"):
+        export_shards(tmp_path / "features", "s3://bucket/out")
     with pytest.raises(ValueError, match="is a file"):
         export_shards(tmp_path / "features", tmp_path / "out" / "features-000000.tar")
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 import everyframe as ef
 from everyframe.cli import app
+from everyframe.cli.cluster import ClusterOptions
 from everyframe.cli.times import parse_date, parse_seconds
 from everyframe.features import FeaturesError
 from everyframe.indexing import Indexer
@@ -560,7 +561,8 @@ def test_index_reads_as_encode_does() -> None:
         name: {p.name: p.help for p in commands[name].params if isinstance(p, click.Option) or hasattr(p, "help")}
         for name in ("encode", "index")
     }
-    own = {"encode": {"out", "format", "recipe", "store", "start", "end"}}
+    cluster = {option.name for option in fields(ClusterOptions)}
+    own = {"encode": {"out", "format", "recipe", "store", "start", "end", "column"} | cluster}
     own["index"] = {"library", "collection", "watch", "every", "remove_missing", "thumbnails", "refresh"}
     shared = {name: {k: v for k, v in options[name].items() if k not in own[name] | {"paths"}} for name in options}
     assert shared["encode"] == shared["index"] and len(shared["index"]) > 25

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import socket
 import urllib.request
 from collections.abc import Callable
@@ -304,3 +305,41 @@ def test_out_that_cannot_be_written_fails_before_the_work(clips: Path, model: Pa
     assert result.returncode == 1
     assert "choose another --out" in result.stderr
     assert not called
+
+
+# --- with Ray --------------------------------------------------------------------------------------------
+
+
+def test_encode_on_a_cluster_from_the_command_line(clips: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(clips, tmp_path / "in")
+    (tmp_path / "in" / "broken.mp4").write_bytes(b"this is no video")
+    table = tmp_path / "list.csv"
+    names = ["a.mp4", "b.mp4", "inner/a.mp4", "broken.mp4", "gone.mp4", "b.mp4"]
+    table.write_text("\n".join(["path", *(f"{tmp_path}/in/{name}" for name in names)]) + "\n")
+    out, log = tmp_path / "out", tmp_path / "run.jsonl"
+    options = ("--cluster", "local", "--out", out, "--model", model, "--encoder", "dense", "--fps", 2)
+    result = command("encode", table, *options, "--log", log, "--price-cpu-hour", 0.05, "--threads", 1)
+    assert result.returncode == 1, result.stderr  # two were lost
+    shown = " ".join(result.stdout.split())
+    assert "3 done, 2 failed" in shown
+    assert "6 listed, 1 listed again, 1 not there" in shown
+    assert "EUR per hour of video" in shown
+    assert "broken.mp4" in result.stderr
+    assert "3/3 videos" in result.stderr
+    (written,) = (out / ".everyframe").glob("report-*.json")
+    facts = json.loads(written.read_text())
+    assert facts["frames"] == facts["encoded_frames"] == facts["i_frames"] == 24
+    assert facts["hours"] == pytest.approx(12 / 3600, rel=0.1)
+    assert facts["failures_by_kind"] == {"missing": 1, "video": 1}
+    assert facts["usage"]["wall_seconds"] > 0
+    assert facts["cost_euros"] == pytest.approx(facts["usage"]["cpu_hours"] * 0.05)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["event"] for event in events].count("finished") == 1
+    assert sum(event.get("frames", 0) for event in events if event["event"] == "video_done") == 24
+    made = {file.relative_to(out): file for file in out.rglob("*.npz") if ".everyframe" not in file.parts}
+    assert len(made) == 3
+    for file in made.values():
+        feats = ef.VideoFeatures.load(file)
+        assert isinstance(feats.video["path"], str)
+        alone = ef.encode_video(feats.video["path"], ef.DenseEncoder(ef.load(model, device="cpu")), fps=2)
+        np.testing.assert_array_equal(feats.embeddings, alone.embeddings)

@@ -136,15 +136,16 @@ def test_report_of_nothing_has_no_rates() -> None:
 
 def test_report_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     report = reported(EVENTS, price=Price(cpu_hour=0.05, gpu_hour=2.0))
-    show_report(replace(report, warnings=("the log is full",)))
+    show_report(replace(report, warnings=("the log is full",)), "s3://bucket/feats/")
     out, err = capsys.readouterr()
     assert "1 done, 1 partial, 1 skipped, 1 duplicate, 1 failed, 1 quarantined" in " ".join(out.split())
     assert "480 frames, 17% of them I-frames" in out
     assert "0:01:00.0: 8.0 frames/s, 2.7x realtime" in out
     assert "1.1 EUR, 24.75 EUR per hour of video" in out
     assert "silent for 120 s" in " ".join(out.split())
+    assert "s3://bucket/feats/.everyframe/report-r7.json" in out
     assert "warning: the log is full" in err
-    show_report(reported([STARTED, Finished(usage=Usage())]))
+    show_report(reported([STARTED, Finished(usage=Usage())]), "feats")
     assert "lost because" not in capsys.readouterr().out
 
 

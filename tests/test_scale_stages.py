@@ -86,27 +86,37 @@ def shipped(model: ef.Model) -> Shipped:
 
 
 @pytest.fixture(scope="module")
-def child(shipped: Shipped) -> Iterator[DecodeChild]:
-    """For what goes well, or wrong without hurting it."""
-    with DecodeChild(shipped.planning, LIMITS) as child:
-        yield child
+def stage(shipped: Shipped) -> Iterator[DecodeStage]:
+    """One for many tests: starting a process takes longer than reading a video."""
+    stage = DecodeStage(shipped.planning, SAMPLING, LIMITS)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def child(stage: DecodeStage) -> DecodeChild:
+    """Its child, which runs."""
+    stage._child._ready()
+    return stage._child
 
 
 def named(clips: list[Path], name: str) -> str:
     return next(str(clip) for clip in clips if clip.stem == name)
 
 
-def run(encoder: Encoder, sources: list[str], sampling: Any = SAMPLING, **more: Any) -> list[EncodedChunk | Closed]:
-    """All tasks through both stages, as the driver gets it; what `encode` takes are all rows at once."""
-    sent = ship(encoder)
-    stage = DecodeStage(sent.planning, sampling, LIMITS)
+def decode(encoder: Encoder, sources: list[str], sampling: Any = SAMPLING) -> dict[str, list[Any]]:
+    """The tables of each video."""
+    stage = DecodeStage(ship(encoder).planning, sampling, LIMITS)
     try:
-        tables = list(stage(task_table([Task(key=source, source=source, segment=WHOLE) for source in sources])))
+        return {each: list(stage(task_table([Task(key=each, source=each, segment=WHOLE)]))) for each in sources}
     finally:
         stage.close()
-    tables = more.get("change", lambda given: given)(tables)
-    encode = EncodeStage(sent.full, device="cpu")
-    return [found for table in encode(pa.concat_tables(tables)) for found in rows.results(table)]
+
+
+def encode(encoder: Encoder, tables: list[Any]) -> list[EncodedChunk | Closed]:
+    """What the driver gets where all these rows come to the encoder together."""
+    stage = EncodeStage(ship(encoder).full, device="cpu")
+    return [found for table in stage(pa.concat_tables(tables)) for found in rows.results(table)]
 
 
 def task_table(tasks: list[Task]) -> Any:
@@ -219,24 +229,33 @@ def test_facts_and_arrays_survive_the_wire():
     assert facts == {"x": 0.1, "text": "\udce9 ü", "nothing": None}
     for name, array in arrays.items():
         assert np.array_equal(back[name], array) and back[name].shape == np.shape(array)
-    with pytest.raises(ValueError, match=r"array x of \|O"):
-        unpack(pack({}, {"x": np.zeros(1, np.int64)}).replace(b"<i8", b"|O "))
+    with pytest.raises(ValueError, match=r"array x of \|O8"):
+        unpack(pack({}, {"x": np.zeros(1, np.int64)}).replace(b"<i8", b"|O8"))
 
 
 # --- the same features -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["dense", "residual", "residual cuts", "adaptive", "two-sided"])
-def test_a_video_through_the_stages_is_encode_video(model, clips, name):
-    encoder, source = ENCODERS[name](model), named(clips, "long")
-    assert_equal(features(run(encoder, [source]), encoder), encode_video(source, encoder, fps=FPS))
+def test_videos_through_the_stages_are_those_of_encode_video(model, clips, name):
+    encoder = ENCODERS[name](model)
+    sources = [str(clip) for clip in clips]
+    tables = decode(encoder, sources)
+    expected = {source: encode_video(source, encoder, fps=FPS) for source in sources}
+    for source in sources:
+        assert_equal(features(encode(encoder, tables[source]), encoder), expected[source])
+    together = encode(encoder, [each for source in sources for each in tables[source]])
+    for source in sources:
+        actual = features([each for each in together if each.task.source == source], encoder)
+        assert actual.roles == expected[source].roles and actual.settings == expected[source].settings
+        np.testing.assert_allclose(actual.embeddings, expected[source].embeddings, rtol=0, atol=1e-5)
 
 
 def test_motion_travels_with_the_plan(model, clips):
     encoder, source = ef.ReuseEncoder(model, select="motion", batch_size=12), named(clips, "short")
     expected = encode_video(source, encoder, fps=FPS)
     assert expected.settings["motion_source"] == "codec"
-    assert_equal(features(run(encoder, [source]), encoder), expected)
+    assert_equal(features(encode(encoder, decode(encoder, [source])[source]), encoder), expected)
 
 
 def test_clips_of_tempme_through_the_stages(tmp_path, clips):
@@ -245,11 +264,11 @@ def test_clips_of_tempme_through_the_stages(tmp_path, clips):
     given = {block: torch.randn(count, 32) for block, count in positions.items()}
     sampling = ClipSampling(clip_seconds=1.5, frames=12)
     encoder = driven(ef.TempMe(model, **SCHEDULE, positions=given), sampling)
-    expected = encode_video(
-        named(clips, "long"), ef.TempMe(model, **SCHEDULE, positions=given), clip_seconds=1.5, frames=12
-    )
+    source = named(clips, "long")
+    expected = encode_video(source, ef.TempMe(model, **SCHEDULE, positions=given), clip_seconds=1.5, frames=12)
     assert expected.num_frames == 6
-    assert_equal(features(run(encoder, [named(clips, "long")], sampling), encoder, sampling), expected)
+    tables = decode(encoder, [source], sampling)[source]
+    assert_equal(features(encode(encoder, tables), encoder, sampling), expected)
 
 
 def test_a_video_model_can_be_shipped(tmp_path, clips):
@@ -269,17 +288,13 @@ def test_a_video_model_can_be_shipped(tmp_path, clips):
     assert torch.equal(unpacked([chunk], tempme.model), packed[None])
 
 
-def test_segments_in_any_order_are_encode_video(model, clips):
+def test_segments_in_any_order_are_encode_video(model, stage, clips):
     encoder, source = ENCODERS["residual"](model), named(clips, "long")
-    sent = ship(encoder)
     segments = split(9.0, encoder, SAMPLING, segment_frames(encoder, SAMPLING, 2.0) / FPS)
     assert len(segments) > 2
-    stage = DecodeStage(sent.planning, SAMPLING, LIMITS)
     tasks = [Task(key="k", source=source, segment=segment) for segment in reversed(segments)]
     tables = list(stage(task_table(tasks)))
-    stage.close()
-    encode = EncodeStage(sent.full, device="cpu")
-    results = [found for table in tables[::-1] for given in encode(table) for found in rows.results(given)]
+    results = [found for table in reversed(tables) for found in encode(encoder, [table])]
     assert_equal(features(results, encoder), encode_video(source, encoder, fps=FPS))
 
 
@@ -310,43 +325,34 @@ def test_what_shares_a_call(model, name, given, expected):
     assert mixed(given, ENCODERS[name](model)) == expected
 
 
-@pytest.mark.parametrize("name", ["residual", "adaptive"])
-def test_mixed_calls_give_the_features_of_single_ones(model, clips, name):
-    encoder = ENCODERS[name](model)
-    encoder.batch_size = 32
-    sources = [named(clips, "short"), named(clips, "tiny")]
-    calls = []
-    results = run(encoder, sources)
-    for source in sources:
-        own = [each for each in results if each.task.source == source]
-        actual, expected = features(own, encoder), encode_video(source, encoder, fps=FPS)
-        assert actual.roles == expected.roles and actual.settings == expected.settings
-        np.testing.assert_allclose(actual.embeddings, expected.embeddings, rtol=0, atol=1e-5)
-        calls += [each.encode_seconds / len(each.times) for each in own if isinstance(each, EncodedChunk)]
-    assert len(calls) == 2 and calls[0] == pytest.approx(calls[1])  # both had their share of one call
+def twice(stage: DecodeStage, source: str) -> list[Any]:
+    """A short video as two tasks, "a" and "b": tables of a chunk and a closing row each."""
+    return list(stage(task_table([Task(key=key, source=source, segment=WHOLE) for key in "ab"])))
 
 
-def test_a_chunk_that_the_model_fails_on_takes_no_other_along(model, clips):
-    def spoil(tables: list[Any]) -> list[Any]:
-        """The first video's plan begins within a group."""
-        row = next(each for each in rows.decoded_rows(tables[0]) if isinstance(each, DecodedRow))
-        facts, arrays = unpack(row.chunk.head)
-        facts["roles"], arrays["counts"] = "C" + facts["roles"][1:], arrays["counts"]
-        bad = PackedChunk(head=pack(facts, arrays), pixels=row.chunk.pixels)
-        return [rows.decoded_table(row.task, 0, bad, more=False, node="n"), *tables[1:]]
+def test_the_time_of_a_call_is_shared_out(model, stage, clips):
+    tables = twice(stage, named(clips, "tiny"))
+    first, second, *closing = encode(ef.ResidualViT(model), tables)
+    assert first.encode_seconds == second.encode_seconds > 0 and [each.task.key for each in closing] == ["a", "b"]
+    assert min(first.decode_seconds, second.decode_seconds) > 0 and first.decode_seconds != second.decode_seconds
+    assert np.array_equal(first.times, second.times) and first.macs == second.macs
 
-    encoder = ef.ReuseEncoder(model)
-    sources = [named(clips, "short"), named(clips, "tiny")]
-    results = run(encoder, sources, change=spoil)
+
+def test_a_chunk_that_the_model_fails_on_takes_no_other_along(model, stage, clips):
+    encoder, source = ef.ResidualViT(model), named(clips, "tiny")
+    first, *others = twice(stage, source)
+    (row,) = rows.decoded_rows(first)
+    facts, arrays = unpack(row.chunk.head)
+    facts["roles"] = "C" + facts["roles"][1:]  # a plan that begins within a group
+    bad = PackedChunk(head=pack(facts, arrays), pixels=row.chunk.pixels)
+    results = encode(encoder, [rows.decoded_table(row.task, 0, bad, more=False, node="n"), *others])
     (failed,) = [each for each in results if isinstance(each, Closed) and each.failure]
-    assert failed.task.source == sources[0] and failed.chunks is None and failed.failure is not None
-    assert failed.failure.kind == "encode"
-    assert (
-        "short.mp4: the model failed on the frames from 0.00 s on (ValueError: the plan must" in failed.failure.message
-    )
-    assert not [each for each in results if isinstance(each, EncodedChunk) and each.task.source == sources[0]]
-    good = [each for each in results if each.task.source == sources[1]]
-    assert_equal(features(good, encoder), encode_video(sources[1], encoder, fps=FPS))
+    assert failed.task.key == "a" and failed.chunks is None and failed.failure.kind == "encode"
+    expected = f"{source}: the model failed on the frames from 0.00 s on (ValueError: a plan for this encoder begins"
+    assert failed.failure.message.startswith(expected)
+    assert [each.task.key for each in results if isinstance(each, EncodedChunk)] == ["b"]
+    good = [each for each in results if each.task.key == "b"]
+    assert_equal(features(good, encoder), encode_video(source, encoder, fps=FPS))
 
 
 # --- what cannot be read ---------------------------------------------------------------------------------
@@ -377,8 +383,7 @@ def test_a_file_that_is_no_video_or_damaged_leaves_the_child_alone(child, clips,
     assert read(child, named(clips, "long")) == 45 and child.pid == pid
 
 
-def test_what_the_stage_says_of_them(shipped, tmp_path):
-    stage = DecodeStage(shipped.planning, SAMPLING, LIMITS)
+def test_what_the_stage_says_of_them(stage, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     sources = [str(tmp_path / name) for name in ("text.mp4", "none.mp4")]
     closed = [
@@ -386,7 +391,6 @@ def test_what_the_stage_says_of_them(shipped, tmp_path):
         for table in stage(task_table([Task(key="k", source=each, segment=WHOLE, attempt=2) for each in sources]))
         for found in rows.results(table)
     ]
-    stage.close()
     assert [each.failure.kind for each in closed] == ["video", "missing"]
     assert [each.failure.attempts for each in closed] == [2, 2]
     assert [each.chunks for each in closed] == [0, 0]
@@ -425,35 +429,28 @@ def test_a_decoder_that_hangs_is_ended(shipped, clips, endless):
         assert error.value.kind == "hang" and not Path(f"/proc/{pid}").exists()
 
 
-def test_a_decoder_that_crashes_halfway(shipped, clips):
-    stage = DecodeStage(shipped.planning, SAMPLING, LIMITS)
+def test_a_decoder_that_crashes_halfway(stage, clips):
     long, tiny = (Task(key=name, source=named(clips, name), segment=WHOLE) for name in ("long", "tiny"))
     tables = stage(task_table([long, tiny]))
     next(tables)
     os.kill(stage._child.pid, signal.SIGSEGV)
-    found = [each for table in tables for each in rows.decoded_rows(table)]
-    stage.close()
-    encode = EncodeStage(shipped.full, device="cpu")
-    closing = [each for each in found if not isinstance(each, DecodedRow)]
-    (table,) = encode(rows.encoded_table(closing).append_column("more", pa.array([False] * 2)))
-    failed, good = rows.results(table)
-    assert isinstance(failed, Closed) and failed.failure is not None and failed.failure.kind == "crash"
+    failed, *good = (found for table in tables for found in rows.results(table.slice(0, table["closing"][0].as_py())))
+    assert failed.task == long and failed.failure.kind == "crash"
     assert failed.failure.message == f"{long.source}: the decoder crashed (SIGSEGV)"
-    assert isinstance(good, Closed) and good.task == tiny and good.failure is None and good.chunks == 1
+    assert [(each.task, each.failure, each.chunks) for each in good] == [(tiny, None, 1)]
 
 
-def test_a_child_that_dies_between_requests_is_nobodys_fault(shipped, clips):
-    with DecodeChild(shipped.planning, LIMITS) as child:
-        pid = child.pid
-        os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert read(child, named(clips, "tiny")) == 5 and child.pid != pid
-        reading = child.read(named(clips, "long"), SAMPLING, WHOLE)
-        next(reading)
-        os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(Poisoned, match=r"long\.mp4: the decoder's process was killed") as error:
-            list(reading)
-        assert error.value.kind == "crash" and child.pid is None
+def test_a_child_that_dies_between_requests_is_nobodys_fault(child, clips):
+    pid = child.pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert read(child, named(clips, "tiny")) == 5 and child.pid != pid
+    reading = child.read(named(clips, "long"), SAMPLING, WHOLE)
+    next(reading)
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(Poisoned, match=r"long\.mp4: the decoder's process was killed") as error:
+        list(reading)
+    assert error.value.kind == "crash" and child.pid is None
 
 
 def grey_png(file: Path, width: int, height: int) -> Path:
@@ -469,18 +466,17 @@ def grey_png(file: Path, width: int, height: int) -> Path:
     return file
 
 
-def test_a_picture_that_takes_all_memory(shipped, clips, tmp_path):
+def test_a_picture_that_takes_all_memory(shipped, tmp_path):
     huge = grey_png(tmp_path / "huge.png", 16000, 16000)
-    with DecodeChild(shipped.planning, Limits(seconds=60, memory_bytes=384 << 20)) as child:
+    with DecodeChild(shipped.planning, Limits(memory_bytes=384 << 20)) as child:
         with pytest.raises(Poisoned, match=r"huge\.png: decoding it takes more than the 0\.375 GiB") as error:
             read(child, huge)
         assert error.value.kind == "memory" and child.pid is None
-        assert read(child, named(clips, "tiny")) == 5
     # Where the system does not enforce the limit, the worker sees it.
-    with DecodeChild(shipped.planning, Limits(seconds=60, memory_bytes=8 << 30)) as child:
-        child._process._limits = Limits(memory_bytes=384 << 20)
+    with DecodeChild(None, Limits(memory_bytes=8 << 30)) as child:
+        child._process._limits = Limits(memory_bytes=256 << 20)
         with pytest.raises(Poisoned) as error:
-            read(child, huge)
+            child.probe(str(huge))
         assert error.value.kind == "memory" and child.pid is None
 
 
@@ -496,20 +492,17 @@ def test_a_slow_decoder_is_not_one_that_hangs(model, tmp_path):
         assert len(found) == 2 and isinstance(found[0], PackedChunk) and len(found[0].times) == 60
 
 
-def test_no_child_is_left_where_its_worker_is_killed(shipped, endless, tmp_path):
+def test_no_child_is_left_where_its_worker_is_killed(endless, tmp_path):
     script = tmp_path / "worker.py"
-    (tmp_path / "planning").write_bytes(shipped.planning)
     script.write_text(
-        "import pathlib, sys, threading\n"
-        "from everyframe.pipeline import Sampling\n"
-        "from everyframe.pipeline.segments import WHOLE\n"
+        "import sys, threading\n"
         "from everyframe.scale.isolation import DecodeChild\n"
         "from everyframe.scale.work import Limits\n"
-        "child = DecodeChild(pathlib.Path(sys.argv[1]).read_bytes(), Limits(seconds=600))\n"
+        "child = DecodeChild(None, Limits(seconds=600))\n"
         "threading.Timer(0.3, print, [child.pid], {'flush': True}).start()\n"
-        "list(child.read(sys.argv[2], Sampling(fps=1), WHOLE))\n"
+        "child.probe(sys.argv[1])\n"
     )
-    command = [sys.executable, str(script), str(tmp_path / "planning"), str(endless)]
+    command = [sys.executable, str(script), str(endless)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         pid = int(worker.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
@@ -527,6 +520,41 @@ def wait_until_gone(pid: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"process {pid} goes on")
+
+
+HEAD = pack({"roles": "I", "shape": [1, 3, 2, 2], "seconds": 0.1}, {"times": np.zeros(1), **{
+    name: np.zeros(count, np.int32) for name, count in (("counts", 1), ("indices", 0), ("lent_counts", 1), ("lent", 0))
+}})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tag", "head", "body"),
+    [
+        (b"C", b"garbage", b""),
+        (b"C", HEAD, bytes(11)),
+        (b"C", HEAD.replace(b"[1, 3, 2, 2]", b"[1, 3, 2, -2]"), bytes(12)),
+        (b"C", HEAD.replace(b'"I"', b'"P"'), bytes(12)),
+        (b"F", b"[]", b""),
+        (b"F", b'{"finished": {"what": 1}, "warnings": []}', b""),
+        (b"P", b"{}", b""),
+        (b"E", b'{"kind": "done", "message": ""}', b""),
+        (b"?", b"", b""),
+        (b"C", HEAD, b"many"),
+    ],
+)
+def test_a_process_that_talks_nonsense_is_a_crash(shipped, monkeypatch, tmp_path, tag, head, body):
+    """What a decoder that has overwritten its own process might say."""
+    size = 1 << 40 if body == b"many" else len(body)
+    said = struct.pack(">cIQ", b"R", 0, 0) + struct.pack(">cIQ", tag, len(head), size) + head + body
+    (tmp_path / "said").write_bytes(said)
+    (tmp_path / "python").write_text(f"#!/bin/sh\ncat {tmp_path}/said\nexec sleep 60\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    child = DecodeChild(shipped.planning, Limits(seconds=20))
+    pid = child.pid
+    with pytest.raises(Poisoned, match="film: the decoder's process said something that makes no sense") as error:
+        read(child, "film")
+    assert error.value.kind == "crash" and child.pid is None and not Path(f"/proc/{pid}").exists()
 
 
 def test_what_cannot_start_is_no_fault_of_a_video(shipped, monkeypatch, tmp_path):

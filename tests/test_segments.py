@@ -20,7 +20,7 @@ import pytest
 import everyframe as ef
 from everyframe.backbone import Model
 from everyframe.encoders import Encoder
-from everyframe.pipeline import Sampling, frames_of
+from everyframe.pipeline import Sampling, encode_videos, frames_of
 from everyframe.pipeline.clips import driven
 from everyframe.pipeline.decoding import Finished, read_chunks
 from everyframe.pipeline.sampling import ClipSampling
@@ -232,6 +232,11 @@ def test_split_covers_the_video(light: Model) -> None:
             split(100, encoder, Sampling(), seconds)
 
 
+def test_segments_sort_by_time() -> None:
+    ordered = [Segment(0, 10), Segment(0, 20), WHOLE, Segment(10, 20), Segment(10, None)]
+    assert sorted(random.Random(0).sample(ordered, 5)) == ordered
+
+
 def test_clips_are_not_split(light: Model, files: dict[str, Path]) -> None:
     tempme = ef.TempMe(light, r=0, clips={}, remove_cross=0, remove_intra=0)
     sampling = ClipSampling(clip_seconds=5, frames=frames_of(tempme))
@@ -385,6 +390,14 @@ def test_plans_that_the_content_decides_begin_anew(light: Model, files: dict[str
     dense = ef.encode_video(files["mp4"], ENCODERS["dense"](light), fps=6)
     fidelity = [(feats.embeddings * dense.embeddings).sum(1).mean() for feats in (found, expected)]
     assert fidelity[0] > fidelity[1] - 0.01
+
+
+def test_features_from_segments_count_as_done(light: Model, files: dict[str, Path], tmp_path: Path) -> None:
+    """A later run in one piece does not encode them again, whatever their plan."""
+    encoder, output = ENCODERS["adaptive"](light), tmp_path / "steady.npz"
+    in_segments(files["mp4"], encoder, Sampling(fps=2), 4)[0].save(output)
+    [outcome] = encode_videos([(files["mp4"], output)], encoder, sampling=Sampling(fps=2))
+    assert outcome.status == "skipped"
 
 
 def test_frames_missing_before_a_segment_are_recorded(light: Model, files: dict[str, Path]) -> None:

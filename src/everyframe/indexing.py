@@ -25,6 +25,7 @@ from everyframe.pipeline.resume import JOURNAL, Journal, identity, source_name
 from everyframe.pipeline.watch import Signature, signature
 from everyframe.version import package_version
 from everyframe.video import VideoError
+from everyframe.video.errors import UnreachableError
 
 Status = Literal["added", "replaced", "moved", "skipped", "removed", "missing", "failed"]
 STATUSES: tuple[Status, ...] = ("added", "replaced", "moved", "skipped", "removed", "missing", "failed")
@@ -188,7 +189,8 @@ class Indexer:
             why = f"{source}: was changed while it was waiting or being read; index it again when it is complete"
             return Indexed(source=str(source), status="failed", error=why, changed=True)
         if isinstance(result, VideoError):
-            self._note(source, "failed", str(result))
+            if not isinstance(result, UnreachableError):  # the network says nothing about the video
+                self._note(source, "failed", str(result))
             return Indexed(source=str(source), status="failed", error=str(result))
         pictures, trouble = self._pictures(source)
         try:

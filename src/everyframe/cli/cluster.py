@@ -178,7 +178,7 @@ def encode_on_cluster(
     if as_json:
         print(report.to_json(), end="")
     elif not quiet:
-        show_report(report)
+        show_report(report, out)
     if as_json or quiet:
         for failure in report.failures[:SHOWN]:
             console.say(f"everyframe: {failure.message}", style="red", error=True)

@@ -104,8 +104,10 @@ def clock(seconds: float) -> str:
     return console.clock(round(seconds)).partition(".")[0]
 
 
-def show_report(report: Report) -> None:
-    """What became of the videos, what it took, and why some were lost."""
+def show_report(report: Report, out: str) -> None:
+    """What became of the videos, what it took, and why some were lost. out: where all of it is written."""
+    from everyframe.scale.places import STATE
+
     counts = ", ".join(f"{count} {status}" for status, count in report.videos.items() if count)
     rows = {"videos": counts or "none"}
     listed = [f"{report.listed} listed"] if report.listed else []
@@ -130,6 +132,7 @@ def show_report(report: Report) -> None:
     if report.cost:
         per = report.cost_per_hour
         rows["cost"] = f"{report.cost:.4g} EUR" + (f", {per:.4g} EUR per hour of video" if per is not None else "")
+    rows["report"] = f"{out.rstrip('/')}/{STATE}/{report.file_name}" if report.run else ""
     console.show_rows({name: text for name, text in rows.items() if text})
     if report.failures:
         table = console.columns("lost because", "videos", "such as", left=("such as",))

@@ -24,6 +24,7 @@ from everyframe.cli.options import (
     check_format,
     check_writable,
     distinct,
+    root_of,
     videos_of,
 )
 from everyframe.cli.reading import Reader, Reading
@@ -122,7 +123,7 @@ def _encode_here(
     from everyframe.pipeline import JOURNAL, RECIPE_SUFFIX, encode_videos, forecast, output_paths
 
     missing: list[VideoError] = []
-    roots = [(Path(path) if Path(path).is_dir() else None, _named(path, column, missing)) for path in paths]
+    roots = [(root_of(path), _named(path, column, missing)) for path in paths]
     if not any(videos for _, videos in roots):
         raise missing[0]
     sources = output_paths(distinct(roots), out, RECIPE_SUFFIX if recipe else f".{format}")
@@ -152,8 +153,8 @@ def _encode_here(
 
 
 def _named(path: str, column: str | None, missing: list[VideoError]) -> list[str | Path]:
-    """The videos that an argument names, which may be a table."""
-    if not path.lower().endswith(_TABLES):
+    """The videos that an argument names, which may be a table or a list of addresses."""
+    if not (path.lower().endswith(_TABLES) or _lists_addresses(path)):
         return videos_of(path, missing)
     from everyframe.scale.listing import list_videos
     from everyframe.video import VideoError
@@ -161,6 +162,18 @@ def _named(path: str, column: str | None, missing: list[VideoError]) -> list[str
     listing = list_videos([path], column=column)
     missing += [VideoError(failure.message) for failure in listing.missing]
     return [video.source for video in listing.videos]
+
+
+def _lists_addresses(path: str) -> bool:
+    """Is it a list of lines that is elsewhere, or names what is? Others are read by `find_videos`."""
+    if not path.lower().endswith(".txt"):
+        return False
+    if "://" in path:
+        return True
+    try:
+        return b"://" in Path(path).read_bytes()
+    except OSError:
+        return False
 
 
 def _not_found(error: VideoError) -> Outcome:

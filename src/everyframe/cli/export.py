@@ -36,6 +36,9 @@ def export(
     shard_mb: Annotated[
         int | None, typer.Option("--shard-mb", help="Size of a webdataset shard, in MB. (default: 256)", min=1)
     ] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="Of a library that has several, for webdataset.")
+    ] = None,
     annotations: Annotated[
         Path | None,
         typer.Option("--annotations", help="Of the data set: which videos it has, texts to encode, windows to verify."),
@@ -60,7 +63,10 @@ def export(
         str | None, typer.Option("--how", help="A row is the nearest stored frame, or their mean. (default: nearest)")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32 or float16. (default: float32; float16 for tfvtg)")
+        str | None,
+        typer.Option(
+            "--dtype", help="float32 or float16. (default: float32; float16 for tfvtg; as stored for webdataset)"
+        ),
     ] = None,
     normalise: Annotated[bool, typer.Option("--normalise", help="Make every row a unit vector.")] = False,
     prefix: Annotated[
@@ -91,8 +97,7 @@ def export(
 ) -> None:
     """Write features, and texts, in the layout of another trainer, with the lines its configuration needs.
 
-    Or as webdataset shards, which everyframe.features.stream reads, too. Without FEATURES, --verify checks an export
-    made before.
+    Or as webdataset shards. Without FEATURES, --verify checks an export made before.
     """
     to = _target(to, webdataset)
     of_texts = given(max_tokens=max_tokens, text_prefix=text_prefix)
@@ -102,9 +107,9 @@ def export(
             normalise=normalise or None, text=text, verify=verify or None, model=model, device=device,
         )  # fmt: skip
         check_none("--to webdataset, which keeps features as they are", others | of_texts)
-        _shards(features, out, shard_mb, dtype, as_json=as_json, quiet=quiet)
+        _shards(features, out, shard_mb, given(dtype=dtype, collection=collection), as_json=as_json, quiet=quiet)
         return
-    check_none(f"--to {to}", given(shard_mb=shard_mb))
+    check_none(f"--to {to}", given(shard_mb=shard_mb, collection=collection))
     from everyframe.exports import TARGETS
     from everyframe.exports import export as export_features
     from everyframe.exports import verify as verify_export
@@ -155,17 +160,15 @@ def _target(to: str | None, webdataset: bool) -> str:
 
 
 def _shards(
-    features: list[str] | None, out: Path, shard_mb: int | None, dtype: Any, *, as_json: bool, quiet: bool
+    features: list[str] | None, out: Path, shard_mb: int | None, options: dict[str, Any], *, as_json: bool, quiet: bool
 ) -> None:
     from everyframe.exports import export_shards
 
     if not features:
         raise ValueError("nothing to export: give feature files, or folders, shards, libraries of features")
     with ClipProgress(silent=as_json or quiet) as progress:
-        made = export_shards(
-            features, out, dtype=dtype, progress=partial(progress, "sources"),
-            **given(shard_bytes=None if shard_mb is None else shard_mb * 1_000_000),
-        )  # fmt: skip
+        size = given(shard_bytes=None if shard_mb is None else shard_mb * 1_000_000)
+        made = export_shards(features, out, progress=partial(progress, "sources"), **size, **options)
     if as_json:
         facts = {**dataclasses.asdict(made), "target": "webdataset", "failures": [why for _, why in made.failures]}
         print(json.dumps(facts, indent=2, default=str))

@@ -127,12 +127,24 @@ def videos_of(path: str, missing: list[VideoError]) -> list[str | Path]:
     return [path] if is_address(path) else [*find_videos([path], failures=missing)]
 
 
-def distinct(roots: list[tuple[Path | None, list[str | Path]]]) -> list[tuple[Path | None, list[str | Path]]]:
+Root = Path | str | None
+"""The folder or the address below which an argument's videos lie, if it names one."""
+
+
+def root_of(path: str) -> Root:
+    from everyframe.video.remote import is_remote
+
+    if is_remote(path):
+        return path
+    return Path(path) if Path(path).is_dir() else None
+
+
+def distinct(roots: list[tuple[Root, list[str | Path]]]) -> list[tuple[Root, list[str | Path]]]:
     """Every video once, under the first argument that named it."""
     from everyframe.pipeline import is_address
 
     seen: set[str] = set()
-    result: list[tuple[Path | None, list[str | Path]]] = []
+    result: list[tuple[Root, list[str | Path]]] = []
     for root, videos in roots:
         places = [(video, str(video) if is_address(video) else os.path.abspath(video)) for video in videos]
         result.append((root, [video for video, place in places if place not in seen]))

@@ -14,11 +14,12 @@ import numpy as np
 from everyframe.feature_files import sealed
 from everyframe.features import FeaturesError, VideoFeatures, check_same_space, space_of
 from everyframe.features.shards import Indexed, Shard, key_of, read_index, read_shard, shard_name
-from everyframe.features.sources import find_sources, is_shard, load_source
+from everyframe.features.sources import find_sources, is_address, is_shard, load_source
 
 Progress = Callable[[int, int], None]
 """(sources done, of how many)"""
-_Named = tuple[str, Callable[[], VideoFeatures]]
+_Named = tuple[str, str, Callable[[], VideoFeatures]]
+"""(name of the video, what messages call it, its features)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,15 @@ def export_shards(
     *,
     shard_bytes: int = 256 << 20,
     dtype: Literal["float32", "float16"] | None = None,
+    collection: str | None = None,
     progress: Progress | None = None,
 ) -> ExportedShards:
     """Write features to `out` as features-000000.tar, features-000001.tar, ...; see `everyframe.features.shards`.
 
-    features: feature files, shards, folders, patterns and addresses of such, and folders of libraries with one
-        collection. A video is named after its feature file, from the given folder on, or as in its shard or library.
+    features: feature files, shards, folders, patterns and addresses of such, and folders of libraries. A video is named
+        after its feature file, from the given folder on, or as in its shard or library.
     shard_bytes: a shard that has reached them is done. dtype: of the embeddings; by default as stored.
+    collection: of a library that has several; an id or a label.
 
     A shard appears whole or not at all. What is in `out` already is passed over, so a killed export goes on, and one
     can be added to. A source that cannot be used is in `failures` and the rest goes on: unreadable, of another model
@@ -60,6 +63,8 @@ def export_shards(
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
     if dtype not in (None, "float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, got {dtype!r}")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(out)):
+        raise ValueError(f"{out} is an address; export to a folder, and copy its shards there")
     given = [features] if isinstance(features, (str, os.PathLike)) else list(features)
     failures: list[tuple[str, str]] = []
 
@@ -67,14 +72,14 @@ def export_shards(
         failures.append((name, str(error) if name in str(error) else f"{name}: {error}"))
 
     with _Shards(Path(out), shard_bytes) as shards:
-        groups = [group for path in given for group in _groups(path, fail)]
+        groups = [group for path in given for group in _groups(path, collection, fail)]
         for number, group in enumerate(groups, 1):
-            for name, load in group(fail):
+            for name, source, load in group(fail):
                 try:
                     feats = _cast(load(), dtype)
                     new = shards.is_new(name, feats)
                 except ValueError as error:  # of features and of libraries
-                    fail(name, error)
+                    fail(source, error)
                 else:
                     if new:
                         shards.add(name, feats)
@@ -87,14 +92,14 @@ _Fail = Callable[[str, ValueError], None]
 _Group = Callable[[_Fail], Iterator[_Named]]
 
 
-def _groups(path: str | os.PathLike[str], fail: _Fail) -> list[_Group]:
+def _groups(path: str | os.PathLike[str], collection: str | None, fail: _Fail) -> list[_Group]:
     """What a given path stands for, file by file; nothing is read yet."""
     from everyframe.library import is_library
 
     text = os.fspath(path)
     try:
-        if is_library(text):
-            return [lambda fail: _of_library(text, fail)]
+        if not is_address(text) and is_library(text):
+            return [lambda fail: _of_library(text, collection, fail)]
         sources = find_sources(text)
     except ValueError as error:
         fail(text, error)
@@ -106,7 +111,8 @@ def _of_file(source: str, root: str) -> _Group:
     def named(fail: _Fail) -> Iterator[_Named]:
         name = os.path.splitext(source)[0]
         inside = name.startswith(root.rstrip("/") + "/")
-        yield name[len(root.rstrip("/")) + 1 :] if inside else os.path.basename(name), lambda: load_source(source)
+        short = name[len(root.rstrip("/")) + 1 :] if inside else os.path.basename(name)
+        yield short, source, lambda: load_source(source)
 
     return named
 
@@ -114,24 +120,24 @@ def _of_file(source: str, root: str) -> _Group:
 def _of_shard(source: str) -> _Group:
     def named(fail: _Fail) -> Iterator[_Named]:
         for key, feats in read_shard(source, failed=lambda error: fail(source, error)):
-            yield key, lambda feats=feats: feats  # type: ignore[misc]
+            yield key, f"{source}#{key}", lambda feats=feats: feats  # type: ignore[misc]
 
     return named
 
 
-def _of_library(path: str, fail: _Fail) -> Iterator[_Named]:
+def _of_library(path: str, wanted: str | None, fail: _Fail) -> Iterator[_Named]:
     from everyframe.library import Library, LibraryError
     from everyframe.library.transfer import output_names
 
     with Library(path) as library:
         try:
-            collection = library.collection().id
+            collection = library.collection(wanted).id
             records = library.videos(collection)
         except LibraryError as error:
             fail(path, error)
             return
         for record, name in zip(records, output_names(records, Path(), ""), strict=True):
-            yield str(name), lambda video=record.id: library.features(video, collection)  # type: ignore[misc]
+            yield str(name), record.path, lambda video=record.id: library.features(video, collection)  # type: ignore[misc]
 
 
 def _cast(features: VideoFeatures, dtype: str | None) -> VideoFeatures:

@@ -33,7 +33,7 @@ _FORMAT = "everyframe-shard"
 _VERSION = 1
 _SUFFIXES = ("npy", "times.npy", "json")
 _READ_AT_ONCE = 1 << 20
-_LONGEST_KEY = 160
+_LONGEST_KEY = 170  # bytes
 
 Failed = Callable[[FeaturesError], None]
 """Told of a video, or of the rest of a tar, that cannot be read."""
@@ -50,7 +50,7 @@ def key_of(name: str) -> str:
     if key == name and len(key.encode()) <= _LONGEST_KEY:
         return key
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:10]
-    while len(key.encode(errors="replace")) > _LONGEST_KEY:
+    while len(key.encode(errors="replace")) > _LONGEST_KEY - 1 - len(digest):  # so that a key is its own key
         key = key[1:].lstrip("/")
     return f"{key or 'video'}-{digest}"
 
@@ -80,7 +80,8 @@ class Shard:
     """
 
     def __init__(self, spool_folder: str | os.PathLike[str] | None = None) -> None:
-        self._spool: Any = tempfile.TemporaryFile(dir=spool_folder)  # noqa: SIM115 (closed by close)
+        # Without a buffer, so that a full disk is met where it can be undone.
+        self._spool: Any = tempfile.TemporaryFile(buffering=0, dir=spool_folder)  # noqa: SIM115 (closed by close)
         self.videos: list[Indexed] = []
         self._keys: set[str] = set()
 
@@ -182,7 +183,9 @@ def _write_member(file: Any, name: str, data: memoryview) -> int:
     head = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
     padding = bytes(-len(data) % tarfile.BLOCKSIZE)
     for piece in (head, data, padding):
-        file.write(piece)
+        left = memoryview(piece)
+        while left:  # a file without a buffer may take a part
+            left = left[file.write(left) :]
     return len(head) + len(data) + len(padding)
 
 

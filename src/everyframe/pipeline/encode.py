@@ -27,6 +27,7 @@ from everyframe.pipeline.sampling import ClipSampling, Sampling
 from everyframe.pipeline.window import Chunk, last_end
 from everyframe.version import package_version
 from everyframe.video import Source, VideoError, decode_ahead
+from everyframe.video.errors import UnreachableError
 
 T = TypeVar("T")
 Status = Literal["done", "partial", "skipped", "failed"]
@@ -216,7 +217,7 @@ def _encode_each(sources: Sequence[tuple[str | Path, Path]], work: _Work, progre
                 continue
             report = partial(progress, str(source))
             outcome, cause = _encode_to_file(chain([first], ahead), str(source), output, work, report)
-            if cause != "output":  # a full disk says nothing about the video
+            if cause not in ("output", "way"):  # a full disk says nothing about the video, nor does the network
                 try:
                     work.journal.add(source, work.journal_settings, outcome.status, outcome.error)
                 except OSError as error:  # the features count; without its line a failed file is only tried again
@@ -279,14 +280,15 @@ class _Work:
 
 def _encode_to_file(
     items: Iterator[Any], source: str, output: Path, work: _Work, report: Callable[[int, float], None]
-) -> tuple[Outcome, Literal["video", "output"] | None]:
-    """One video of a batch; with a failure, whether its cause was the video or the output."""
+) -> tuple[Outcome, Literal["video", "way", "output"] | None]:
+    """One video of a batch; with a failure, whether its cause was the video, the way to it or the output."""
     gather = PlanAndIFeatures if work.recipe else AllFeatures
     gatherer: Gatherer[Recipe | VideoFeatures] = gather(work.encoder, work.dtype)
     try:
         feats = _consume(items, work.encoder, work.sampling, work.dtype, report, gatherer)
     except VideoError as error:
-        return Outcome(source=source, output=output, status="failed", error=str(error)), "video"
+        failed = Outcome(source=source, output=output, status="failed", error=str(error))
+        return failed, "way" if isinstance(error, UnreachableError) else "video"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         feats.save(output)

@@ -121,21 +121,15 @@ def is_done(
 
 
 def output_paths(
-    roots: Iterable[tuple[Path | None, Sequence[str | Path]]], out: Path, suffix: str
+    roots: Iterable[tuple[Path | str | None, Sequence[str | Path]]], out: Path, suffix: str
 ) -> list[tuple[str | Path, Path]]:
     """Where each video's features go: the folders below a root are kept, and no two videos share a file.
 
-    roots: (folder that was asked for or None, videos found in it). "a/x.mp4" below a root becomes "a/x.npz";
+    roots: (folder or address that was asked for or None, videos found in it). "a/x.mp4" below a root becomes "a/x.npz";
     where another video would take the same file, the video's own suffix stays ("a/x.mp4.npz"), and where that
     is not enough, a short hash of its folder is added.
     """
-    entries: list[tuple[str | Path, Path]] = []
-    for root, videos in roots:
-        for video in videos:
-            path = Path(str(video).rstrip("/").rpartition("/")[2]) if is_address(video) else Path(video)
-            inside = root is not None and path.is_relative_to(root) and path != root
-            name = Path(os.path.basename(os.path.abspath(path)))  # the folder "." has no name as it stands
-            entries.append((video, path.relative_to(root) if inside and root else name))
+    entries = [(video, _below(root, video)) for root, videos in roots for video in videos]
     plain = [relative.with_suffix(suffix) for _, relative in entries]
     full = [relative.with_name(relative.name + suffix) for _, relative in entries]
     short_count, long_count = Counter(plain), Counter(full)
@@ -148,6 +142,20 @@ def output_paths(
             chosen = relative.with_name(f"{relative.name}-{digest}{suffix}")
         paths.append((video, out / chosen))
     return paths
+
+
+def _below(root: Path | str | None, video: str | Path) -> Path:
+    """A video's path below a root, or its name where it is not there."""
+    if is_address(video):
+        whole = str(video).rstrip("/")
+        inside = whole.removeprefix(f"{str(root).rstrip('/')}/") if is_address(root) else whole
+        # A key may hold "..", which leads out of a folder of outputs.
+        kept = inside != whole and ".." not in inside.split("/")
+        return Path(inside) if kept else Path(whole.rpartition("/")[2])
+    path = Path(video)
+    if root is not None and path.is_relative_to(root) and path != root:
+        return path.relative_to(root)
+    return Path(os.path.basename(os.path.abspath(path)))  # the folder "." has no name as it stands
 
 
 def source_name(source: Source) -> str:

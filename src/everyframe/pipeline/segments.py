@@ -35,12 +35,17 @@ class SegmentsError(Exception):
     """
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Segment:
     """The targets first <= k < stop of a video's sampling, target k being start + k / fps; stop None: to its end."""
 
     first: int
     stop: int | None
+
+    def __lt__(self, other: Segment) -> bool:
+        """In the order of time; of two that begin together the shorter one comes first."""
+        ends = [math.inf if stop is None else stop for stop in (self.stop, other.stop)]
+        return (self.first, ends[0]) < (other.first, ends[1])
 
 
 WHOLE = Segment(0, None)

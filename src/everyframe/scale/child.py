@@ -46,7 +46,6 @@ NO_MEMORY = (
 """What libraries say where they get no more: FFmpeg, torch (both), C++, Python, OpenBLAS."""
 
 _MOST_WARNINGS = 20
-_START_BYTES = 256 << 20  # data that the libraries themselves take
 
 
 def main() -> None:
@@ -108,7 +107,7 @@ class _Reader:
             self._busy.clear()
 
     def _start(self, planning: bytes | None) -> None:
-        import everyframe.video.identity  # noqa: F401  now, so that no request waits for it
+        import everyframe.video.identity
         from everyframe.video.opening import limit_threads
 
         limit_threads(self._threads)

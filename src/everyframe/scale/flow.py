@@ -89,10 +89,6 @@ class Foreman:
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[Any] = queue.Queue(_WAITING)
-        self._dataset: Any = None
-
-    def ready(self) -> None:
-        """It runs."""
 
     def encode(self, groups: list[list[Task]], recipe: Recipe, pools: Pools) -> None:
         """Begin to encode: the tasks of a group are read by one worker, one after the other."""
@@ -147,7 +143,6 @@ class Foreman:
         return Answer(tables=tables, ended=ended, error=error, workers=_workers())
 
     def _run(self, dataset: Any) -> None:
-        self._dataset = dataset
         threading.Thread(target=self._iterate, args=(dataset,), daemon=True).start()
 
     def _iterate(self, dataset: Any) -> None:
@@ -209,26 +204,33 @@ class PassLost(RuntimeError):
 
 
 class Pass:
-    """The driver's handle on one pass. Close it: that ends all of its workers."""
+    """The driver's handle on passes, one after the other. Close it: that ends all of its workers.
+
+    ended: did the last one come to its end? Only then another may begin.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         ray: Any = require("ray", extra="scale")
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
         place = OnNode(node_id=cluster.place().id, soft=True)
+        self.ended = True
         self._actor = ray.remote(num_cpus=0, max_concurrency=4, scheduling_strategy=place)(Foreman).remote()
 
     def encode(self, groups: Sequence[Sequence[Task]], recipe: Recipe, pools: Pools) -> None:
         """Begin. Raises PassLost."""
+        self.ended = False
         self._ask(self._actor.encode.remote([list(group) for group in groups], recipe, pools), 600.0)
 
     def probe(self, groups: Sequence[Sequence[str]], limits: Limits, pools: Pools) -> None:
         """Begin. Raises PassLost."""
+        self.ended = False
         self._ask(self._actor.probe.remote([list(group) for group in groups], limits, pools), 600.0)
 
     def take(self, seconds: float) -> Answer:
         """See `Foreman.take`. Raises PassLost."""
         answer: Answer = self._ask(self._actor.take.remote(seconds), seconds + _ANSWER_SECONDS)
+        self.ended = answer.ended
         return answer
 
     def close(self) -> None:

@@ -16,11 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from everyframe.pipeline import ClipSampling, Sampling
 from everyframe.pipeline.decoding import Finished
@@ -32,10 +32,13 @@ from everyframe.scale.work import FailureKind, Limits
 from everyframe.video import VideoError
 from everyframe.video.errors import MissingVideoError, UnreachableError
 
+T = TypeVar("T")
 _START_SECONDS = 300.0  # importing torch from a disk that a whole cluster reads
+_END_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _LAST_WORDS = 4096
 _MOST_BYTES = 1 << 32
+_NONSENSE = "the decoder's process said something that makes no sense"
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _VIDEO_ERRORS = {"video": VideoError, "missing": MissingVideoError, "unreachable": UnreachableError}
 
@@ -88,17 +91,16 @@ class DecodeChild:
         Raises VideoError where the video cannot be read, as `read_segment` reports it, Poisoned where its decoder
         crashed, hung or took too much memory, ChildNotStarted where the last such left none and no other can start.
         """
-        for tag, head, body in self._asked("read", source, sampling, segment):
+        for tag, head, body in self._asked(child.FINISHED, "read", source, sampling, segment):
             if tag == child.CHUNK:
-                yield PackedChunk(head=head, pixels=body)
-            elif tag == child.FINISHED:
-                facts = json.loads(head)
-                yield Ended(finished=Finished(**facts["finished"]), warnings=facts["warnings"])
+                yield self._understood(source, lambda: PackedChunk(head=head, pixels=body).check())  # noqa: B023
+            else:
+                yield self._understood(source, lambda: _ended(json.loads(head)))  # noqa: B023
 
     def probe(self, source: str) -> Probe:
         """What is known of a video before it is read. Raises as `read`."""
-        (facts,) = [json.loads(head) for tag, head, _ in self._asked("probe", source) if tag == child.FACTS]
-        return Probe(**facts)
+        ((_, head, _),) = self._asked(child.FACTS, "probe", source)
+        return self._understood(source, lambda: Probe(**json.loads(head)))
 
     def close(self) -> None:
         """End the process, whatever it is doing, and wait until it is gone."""
@@ -137,24 +139,34 @@ class DecodeChild:
             self._process = process
         return self._process
 
-    def _asked(self, *request: Any) -> Iterator[tuple[bytes, bytearray, bytearray]]:
-        """Its answers up to the last one."""
+    def _asked(self, last: bytes, *request: Any) -> Iterator[tuple[bytes, bytearray, bytearray]]:
+        """Its answers up to the one with the tag `last`."""
         process, source, over = self._ready(), request[1], False
         try:
             process.ask(request)
             while not over:
                 tag, head, body = process.answer(self._limits.seconds)
-                over = tag in (child.FINISHED, child.FACTS)
                 if tag == child.ERROR:
-                    facts = json.loads(head)
-                    over = facts["kind"] != "memory"
-                    raise self._error(source, facts["kind"], facts["message"])
+                    kind, message = self._understood(source, lambda: _said(json.loads(head)))  # noqa: B023
+                    over = kind != "memory"
+                    raise self._error(source, kind, message)
+                if tag != last and (tag, last) != (child.CHUNK, child.FINISHED):
+                    raise _EndedError("crash", _NONSENSE)
+                over = tag == last
                 yield tag, head, body
         except _EndedError as error:
             raise self._error(source, error.kind, error.message) from error
         finally:
             if not over:  # it is gone, or in the middle of something that nobody waits for
                 self.close()
+
+    def _understood(self, source: str, read: Callable[[], T]) -> T:
+        """What the process said; one whose memory is in a mess may say anything."""
+        try:
+            return read()
+        except (ValueError, KeyError, TypeError) as error:
+            self.close()
+            raise Poisoned("crash", f"{source}: {_NONSENSE} ({error})") from error
 
     def _error(self, source: str, kind: str, message: str) -> Exception:
         if kind in _VIDEO_ERRORS:
@@ -217,14 +229,15 @@ class _Process:
         while True:
             tag, head, body = child.FRAME.unpack(self._receive(child.FRAME.size, seconds))
             if head + body > _MOST_BYTES:
-                raise _EndedError("crash", "the decoder's process said something that makes no sense")
+                raise _EndedError("crash", _NONSENSE)
             parts = self._receive(head, seconds), self._receive(body, seconds)
             if tag != child.BEAT:
                 return tag, *parts
 
     def end(self) -> None:
         self._popen.kill()
-        self._popen.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk goes when that answers
+            self._popen.wait(_END_SECONDS)
         for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             with contextlib.suppress(OSError):  # what was not sent
                 cast(Any, pipe).close()
@@ -280,7 +293,10 @@ class _Process:
 
     def _why(self) -> _EndedError:
         """Its answers ended without the last one."""
-        self._popen.wait()
+        try:
+            self._popen.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return _EndedError("crash", "the decoder's process fell silent")
         with contextlib.suppress(OSError):
             self._said = (self._said + os.read(self._err, 1 << 20))[-_LAST_WORDS:]
         words = self._said.decode("utf-8", "replace").strip()
@@ -296,6 +312,16 @@ class _Process:
             )
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         return _EndedError("crash", f"the decoder's process ended {how}{more}")
+
+
+def _ended(facts: dict[str, Any]) -> Ended:
+    return Ended(finished=Finished(**facts["finished"]), warnings=[str(each) for each in facts["warnings"]])
+
+
+def _said(facts: dict[str, Any]) -> tuple[str, str]:
+    if facts["kind"] not in (*_VIDEO_ERRORS, "memory", "unforeseen"):
+        raise ValueError(f"kind {facts['kind']!r}")
+    return facts["kind"], str(facts["message"])
 
 
 @cache

@@ -162,11 +162,12 @@ def _lists_of(path: str, found: _Found) -> list[str]:
             found.add(path)
             return []
         place = os.path.abspath(os.path.expanduser(path))
-        if os.path.isdir(place):
+        mode = _mode(place)
+        if mode is not None and stat.S_ISDIR(mode):
             _add_folder(place, found)
-        elif is_list(place) and (os.path.exists(place) or not glob.has_magic(place)):
+        elif is_list(place) and (mode is not None or not glob.has_magic(place)):
             return [place]
-        elif os.path.exists(place):
+        elif mode is not None:
             found.add(place)
         elif is_list(place):
             lists = [match for match in glob.glob(place, recursive=True) if os.path.isfile(match)]

@@ -11,178 +11,39 @@ at once lose none of each other's records, but encode the same videos twice: do 
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
-import re
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from everyframe.features import VideoFeatures
 from everyframe.library import LibraryError, LockedError
 from everyframe.library.locking import locked
-from everyframe.pipeline.resume import source_name
+from everyframe.scale.keys import key_of, same_video, settings_part, video_key
 from everyframe.scale.places import STATE, OutputError, Place, make_folder, reason_of
+from everyframe.scale.records import FAILED, Attempt, Entry, Record, Records, Status, attempt_from, entry_from, line_of
 from everyframe.version import package_version
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+__all__ = ["Attempt", "Entry", "Manifest", "Status", "key_of", "same_video", "settings_part", "video_key"]
+
 FOLDER = f"{STATE}/manifest"
-Status = Literal["done", "partial", "failed", "quarantined", "duplicate"]
 FORMAT = "everyframe-manifest"
 FORMAT_VERSION = 1
 _MOST_FILES = 32
+_LOOKS = 5
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})  # some network file systems have none
 _REMEDY = "move it away; what it recorded is then found again from the outputs, where they allow it, or made again"
-# What features say of one video or of the program, not of how they were asked for.
-_NOT_ASKED = ("version", "damage", "segments", "motion_source", "gflops_per_frame", "gflops_share")
-_MODEL_FACTS = ("weights_sha256", "dtype", "preprocess")
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """What became of a video.
-
-    key: see `video_key`. source: its path or address. name, output: where its features go below the output (of a
-        shard "features-000012.tar#name", of a library "#id"), None where there are none.
-    status: "partial" where a damaged video gave some frames; "duplicate" where another source has the same content:
-        then `output` is that one's. frames, i_frames: rows, and those encoded in full. seconds: of video.
-    kind, message: why it failed, see `work.Failure`. when: UTC. version: of everyframe.
-    keep_partial: was what can be read of a damaged video wanted?
-    """
-
-    key: str
-    source: str
-    name: str
-    status: Status
-    output: str | None = None
-    frames: int = 0
-    seconds: float = 0.0
-    i_frames: int = 0
-    attempts: int = 1
-    kind: str | None = None
-    message: str | None = None
-    run: str = ""
-    when: str = field(default_factory=_now)
-    version: str = field(default_factory=package_version)
-    keep_partial: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """A try at a segment, (first, stop), that gave nothing."""
-
-    key: str
-    segment: tuple[int, int | None]
-    kind: str
-    message: str
-    run: str = ""
-    when: str = field(default_factory=_now)
-
-
-Record = Entry | Attempt
-_FAILED = ("failed", "quarantined")
-# What a line says only where it is something else; see `_line`.
-_USUAL: dict[type, dict[str, Any]] = {
-    kind: {each.name: each.default for each in fields(kind) if each.name not in ("key", "status", "segment", "run")}
-    for kind in (Entry, Attempt)
-}
-
-
-# --- keys --------------------------------------------------------------------------------------------------
-
-
-def video_key(source: str, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
-    """Which features of which video: equal for equal content and settings, wherever the video lies.
-
-    identity: `everyframe.video.identity.identity(source)`; where it is empty, as for http://, the address counts.
-    provenance: `everyframe.pipeline.provenance_of(...)`: its model's weights and all settings count, the version of
-    everyframe does not. The text is "VIDEO-SETTINGS": keys that begin alike are of one video.
-    """
-    return f"{_video_part(source, identity)}-{settings_part(provenance)}"
-
-
-def key_of(features: VideoFeatures) -> str:
-    """The `video_key` of the video that features were made from, with the settings they were made with."""
-    provenance = {"model": features.model, "settings": features.settings}
-    return video_key(str(features.video.get("path", "")), features.video, provenance)
-
-
-def _video_part(source: str, identity: Mapping[str, Any]) -> str:
-    if identity.get("fingerprint"):
-        return _hash([identity.get("size_bytes"), identity["fingerprint"]])[:24]
-    return _hash(source_name(source))[:24]
-
-
-def settings_part(provenance: Mapping[str, Any]) -> str:
-    """The second part of a `video_key`."""
-    model = {name: provenance["model"].get(name) for name in _MODEL_FACTS}
-    settings = {name: value for name, value in provenance["settings"].items() if name not in _NOT_ASKED}
-    return _hash([model, settings])[:12]
-
-
-def same_video(key: str, other: str) -> bool:
-    """Are these keys of one video, whatever the settings?"""
-    return key.partition("-")[0] == other.partition("-")[0]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_plain_numbers(value), sort_keys=True).encode()).hexdigest()
-
-
-def _plain_numbers(value: Any) -> Any:
-    """3.0 and 3 are one rate; a tuple is what JSON makes of it."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {key: _plain_numbers(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain_numbers(each) for each in value]
-    return value
-
-
-# --- the manifest ------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _State:
-    """Lines, as they are in files, of which the later ones win. Most are never looked at, so they stay text."""
-
-    entries: dict[str, str] = field(default_factory=dict)
-    duplicates: dict[tuple[str, str], str] = field(default_factory=dict)
-    attempts: dict[str, list[str]] = field(default_factory=dict)
-
-    def apply(self, lines: Iterable[str]) -> None:
-        """Raises ValueError for a line that `_line` did not make."""
-        entries, attempts = self.entries, self.attempts
-        for line in lines:
-            end = line.index('"', _KEY_AT)
-            key = line[_KEY_AT:end]
-            if line.startswith(_IS_ATTEMPT, end):
-                attempts.setdefault(key, []).append(line)
-            elif line.startswith(_IS_DUPLICATE, end):
-                self.duplicates[key, json.loads(line)["source"]] = line
-            elif line.startswith(_IS_ENTRY, end):
-                entries.pop(key, None)  # the latest comes last
-                entries[key] = line
-                attempts.pop(key, None)
-            else:
-                raise ValueError(line[:80])
-
-    def lines(self) -> list[str]:
-        tries = (line for lines in self.attempts.values() for line in lines)
-        return [*self.entries.values(), *self.duplicates.values(), *tries]
 
 
 @dataclass(frozen=True)
@@ -203,7 +64,7 @@ class Manifest:
         self._place, self.run = place, run
         self._mutex = RLock()
         self._held = ExitStack()
-        self._state = _State()
+        self._state = Records()
         self._files: list[_File] = []
         self._next = 1
         try:
@@ -233,13 +94,18 @@ class Manifest:
     def get(self, key: str) -> Entry | None:
         """What is known of a video, as it was last recorded; duplicates apart."""
         line = self._state.entries.get(key)
-        return None if line is None else _entry(line)
+        return None if line is None else entry_from(line)
 
     def entries(self) -> Iterator[Entry]:
         """All entries, the latest last, then the duplicates."""
         with self._mutex:
             lines = [*self._state.entries.values(), *self._state.duplicates.values()]
-        return map(_entry, lines)
+        return map(entry_from, lines)
+
+    def outputs(self) -> list[tuple[str, str]]:
+        """(key, output) of each entry that has one, the latest last, without duplicates; far faster than `entries`."""
+        with self._mutex:
+            return list(self._state.outputs())
 
     def is_duplicate(self, key: str, source: str) -> bool:
         """Is this source recorded as one of a content that another source gave the features of?"""
@@ -248,7 +114,7 @@ class Manifest:
     def attempts(self, key: str) -> list[Attempt]:
         """The tries at a video's segments that failed, in all runs since its last entry."""
         with self._mutex:
-            return [_attempt(line) for line in self._state.attempts.get(key, ())]
+            return [attempt_from(line) for line in self._state.attempts.get(key, ())]
 
     def settled(self, key: str, *, keep_partial: bool = False) -> Entry | None:
         """The entry that says there is nothing to do for this video; None where there is.
@@ -270,7 +136,7 @@ class Manifest:
         Entries that failed for kind "output" are passed over: they say nothing of a video.
         """
         given: list[Record] = [*(entry for entry in entries if not _is_of_output(entry)), *attempts]
-        lines = [_line(record, self.run) for record in given]
+        lines = [line_of(record, self.run) for record in given]
         if not lines:
             return
         with self._mutex:
@@ -282,9 +148,9 @@ class Manifest:
     def forget_failures(self) -> int:
         """Forget the videos that failed or were quarantined, and all failed tries; returns how many videos it were."""
         with self._mutex:
-            lost = [key for key, line in self._state.entries.items() if _entry(line).status in _FAILED]
+            lost = [key for key, line in self._state.entries.items() if entry_from(line).status in FAILED]
             if lost or self._state.attempts:
-                kept = _State(dict(self._state.entries), dict(self._state.duplicates))
+                kept = Records(dict(self._state.entries), dict(self._state.duplicates))
                 for key in lost:
                     del kept.entries[key]
                 self._replace(self._files, kept.lines())
@@ -294,8 +160,7 @@ class Manifest:
     # --- files -------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        names = self._place.names(FOLDER)
-        contents = self._place.read_many(names)
+        names, contents = self._read_all()
         read: dict[str, list[str]] = {}
         replaced: set[str] = set()
         for name in names:
@@ -311,7 +176,19 @@ class Manifest:
         self._place.delete(sorted(replaced.intersection(names)))
         self._join(self._worth_joining(), read)
 
-    def _apply(self, state: _State, lines: Iterable[str], name: str) -> None:
+    def _read_all(self) -> tuple[list[str], dict[str, bytes]]:
+        for looks in range(_LOOKS):
+            names = self._place.names(FOLDER)
+            try:
+                return names, self._place.read_many(names)
+            except FileNotFoundError as error:  # another driver of an object store joins files at this moment
+                if looks == _LOOKS - 1:
+                    raise OutputError(
+                        f"{self._place.address}/{FOLDER} keeps changing; is another run at work?"
+                    ) from error
+        raise RuntimeError("there is at least one look")
+
+    def _apply(self, state: Records, lines: Iterable[str], name: str) -> None:
         try:
             state.apply(lines)
         except ValueError as error:
@@ -338,9 +215,14 @@ class Manifest:
         if len(files) < 2:
             return
         if read is None:
-            contents = self._place.read_many([file.name for file in files])
+            try:
+                contents = self._place.read_many([file.name for file in files])
+            except FileNotFoundError:  # another driver of an object store has joined them
+                there = set(self._place.names(FOLDER))
+                self._files = [file for file in self._files if file.name in there]
+                return
             read = {name: _parse(data, f"{self._place.address}/{name}")[1] for name, data in contents.items()}
-        state = _State()
+        state = Records()
         with _no_collection():
             for file in files:
                 self._apply(state, read[file.name], file.name)
@@ -356,7 +238,7 @@ class Manifest:
 
 
 def _is_of_output(entry: Entry) -> bool:
-    return entry.kind == "output" and entry.status in _FAILED
+    return entry.kind == "output" and entry.status in FAILED
 
 
 def _lock(place: Place, held: ExitStack) -> None:
@@ -372,7 +254,13 @@ def _lock(place: Place, held: ExitStack) -> None:
             "another --out"
         ) from error
     except (OSError, LibraryError) as error:
-        raise OutputError(f"{place.address} cannot be locked: {reason_of(error.__cause__ or error)}") from error
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in _NO_LOCKS:
+            warnings.warn(
+                f"{place.address} cannot be locked on its file system; start no second run there", stacklevel=4
+            )
+            return
+        raise OutputError(f"{place.address} cannot be locked: {reason_of(cause)}") from error
 
 
 @contextmanager
@@ -388,33 +276,6 @@ def _no_collection() -> Iterator[None]:
 
 
 # --- lines -------------------------------------------------------------------------------------------------
-
-
-_KEY_AT = len('{"key":"')
-_IS_ENTRY, _IS_DUPLICATE, _IS_ATTEMPT = '","status":"', '","status":"duplicate"', '","segment":'
-
-
-def _line(record: Record, run: str) -> str:
-    """As `_State.apply` knows it: the key first, and what kind of record it is. What is at its default is left out."""
-    second = "segment" if isinstance(record, Attempt) else "status"
-    values = {"key": record.key, second: getattr(record, second)}
-    for name, usual in _USUAL[type(record)].items():
-        value = getattr(record, name)
-        if value != usual:
-            values[name] = value
-    values["run"] = record.run or run
-    if not re.fullmatch(r"[\w-]+", record.key, re.ASCII):
-        raise ValueError(f"{record.key!r} is no key, see video_key")
-    return json.dumps(values, separators=(",", ":"))
-
-
-def _entry(line: str) -> Entry:
-    return Entry(**json.loads(line))
-
-
-def _attempt(line: str) -> Attempt:
-    values = json.loads(line)
-    return Attempt(**{**values, "segment": tuple(values["segment"])})
 
 
 def _bytes(lines: Sequence[str], replaces: Sequence[str]) -> bytes:

@@ -14,18 +14,20 @@ import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from everyframe.video.remote import filesystem
 
 STATE = ".everyframe"
 """The folder of an output for what is no output: manifest, parts, reports."""
 
+_SCRATCH = f"{STATE}/scratch"
 _PART = re.compile(r"^\..+\.(\d+)-[0-9a-f]{8}\.part$")  # the same names as `feature_files.write_whole` gives
 _ABANDONED_SECONDS = 3600.0
+_DELETIONS = 8  # at once; each waits for a server
 _STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory")  # where an upload appears whole
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -130,9 +132,7 @@ def open_place(out: str | os.PathLike[str] | Place) -> Place:
     """
     if isinstance(out, Place):
         return out
-    text = os.fspath(out)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    text = os.fspath(out).removeprefix("file://")
     if not text:
         raise ValueError("an output needs a folder or an address, got ''")
     place = _Store(text) if "://" in text else _Folder(text)
@@ -155,7 +155,6 @@ class _Folder(Place):
 
     def __init__(self, folder: str) -> None:
         self.address = os.path.abspath(os.path.expanduser(folder))
-        self._scratch = f"{STATE}/scratch"
 
     def path(self, name: str) -> Path:
         """Where a file of this name lies."""
@@ -171,14 +170,14 @@ class _Folder(Place):
 
         self._whole(name, move)
 
-    def _whole(self, name: str, make: Any) -> None:
+    def _whole(self, name: str, make: Callable[[Path], None]) -> None:
         path = self.path(name)
         part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
         try:
             make_folder(path.parent)
             make(part)
             os.replace(part, path)
-            _flush(path.parent)
+            flush_folder(path.parent)
         except OSError as error:
             raise _explained(str(path), error) from error
         finally:
@@ -189,9 +188,9 @@ class _Folder(Place):
         path = self.path(name)
         try:
             return path.read_bytes()
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
             raise _explained(str(path), error, "read") from error
 
     def exists(self, name: str) -> bool:
@@ -207,11 +206,10 @@ class _Folder(Place):
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         own = f"{name}/{entry.name}" if name else entry.name
-                        if entry.is_dir():
-                            if own != STATE:
-                                waiting.append(own)
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting += [own] if own != STATE else []
                         elif not _PART.match(entry.name):
-                            found[own] = entry.stat().st_size
+                            found[own] = entry.stat(follow_symlinks=False).st_size
             except FileNotFoundError:
                 continue  # not there, or removed meanwhile
             except OSError as error:
@@ -227,14 +225,15 @@ class _Folder(Place):
             except OSError as error:
                 raise _explained(str(path), error, "deleted") from error
             folders.add(path.parent)
+        top = Path(self.address, STATE)
         for folder in folders:
-            if len(folder.relative_to(self.address).parts) > 2 and STATE in folder.relative_to(self.address).parts:
-                with suppress(OSError):  # of a video's parts; it is not empty
+            if folder.parent.parent == top:  # of one video's parts
+                with suppress(OSError):  # it is not empty
                     folder.rmdir()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        folder = self.path(f"{self._scratch}/{os.getpid()}-{secrets.token_hex(4)}")
+        folder = self.path(f"{_SCRATCH}/{os.getpid()}-{secrets.token_hex(4)}")
         try:
             folder.mkdir(parents=True)
         except OSError as error:
@@ -245,7 +244,7 @@ class _Folder(Place):
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        shutil.rmtree(Path(self.address, self._scratch), ignore_errors=True)
+        shutil.rmtree(Path(self.address, _SCRATCH), ignore_errors=True)
         for folder, _, files in os.walk(self.address):
             inside = STATE in Path(folder).relative_to(self.address).parts
             for file in filter(_PART.match, files):
@@ -327,12 +326,12 @@ class _Store(Place):
         return {name: size for name, size in sizes.items() if under or not name.startswith(f"{STATE}/")}
 
     def delete(self, names: Iterable[str]) -> None:
-        for name in names:
-            with self._explained(f"{self.address}/{name}", "deleted"):
-                try:
-                    self._system.rm_file(self._full(name))
-                except FileNotFoundError:
-                    continue
+        def delete(name: str) -> None:
+            with self._explained(f"{self.address}/{name}", "deleted"), suppress(FileNotFoundError):
+                self._system.rm_file(self._full(name))
+
+        with ThreadPoolExecutor(_DELETIONS) as pool:
+            list(pool.map(delete, names))
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -346,12 +345,16 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _flush(folder.parent)
+    flush_folder(folder.parent)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Raises OSError."""
-    _flush(folder)
+    """Make the names in a folder durable, where the file system has a way to. Raises OSError."""
+    try:
+        _flush(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what some network file systems answer
+            raise
 
 
 def _flush(path: Path) -> None:

@@ -72,6 +72,11 @@ class Report:
     warnings: tuple[str, ...] = ()
 
     @property
+    def file_name(self) -> str:
+        """Of the report, below OUT/.everyframe."""
+        return f"report-{self.run}.json"
+
+    @property
     def good(self) -> bool:
         """Every video that was asked for has its features."""
         return not self.failures and not self.interrupted
@@ -127,11 +132,11 @@ class Report:
 
 
 class ReportBuilder:
-    """Makes a `Report` of the events of a run; a `Listener`."""
+    """Makes a `Report` of the events of a run; a `Listener`. run: its name, as far as known before the first event."""
 
-    def __init__(self, *, price: Price | None = None) -> None:
+    def __init__(self, *, run: str = "", price: Price | None = None) -> None:
         self._report = Report(
-            run="",
+            run=run,
             version=package_version(),
             started=_now(),
             finished="",

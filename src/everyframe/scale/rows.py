@@ -98,12 +98,12 @@ def source_row(source: str) -> dict[str, bytes]:
 
 def tasks(table: pa.Table) -> list[Task]:
     """Of the rows that `task_row` made, or of any with a task."""
-    return [_task(row) for row in table.column("task").to_pylist()]
+    return [] if not table.num_rows else [_task(row) for row in table.column("task").to_pylist()]
 
 
 def sources(table: pa.Table) -> list[str]:
     """Of the rows that `source_row` made."""
-    return [os.fsdecode(row) for row in table.column("source").to_pylist()]
+    return [] if not table.num_rows else [os.fsdecode(row) for row in table.column("source").to_pylist()]
 
 
 def decoded_table(task: Task, number: int, chunk: PackedChunk, *, more: bool, node: str) -> pa.Table:
@@ -120,7 +120,7 @@ def closing_table(closed: Closed) -> pa.Table:
 
 def decoded_rows(table: pa.Table) -> Iterator[DecodedRow | dict[str, Any]]:
     """The chunks of a table of `DecodeStage`, without copying pixels; of a closing row what `encoded_table` takes."""
-    names = ("task", "number", "closing", "more", "node", "head")
+    names = ("task", "number", "closing", "more", "node", "head") if table.num_rows else ()  # Ray's may lack columns
     for index, row in enumerate(zip(*(table.column(name).to_pylist() for name in names), strict=True)):
         task, number, closing, more, node, head = row
         if closing:
@@ -160,7 +160,7 @@ def encoded_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def results(table: pa.Table) -> Iterator[EncodedChunk | Closed]:
     """What the tables of `EncodeStage` hold, for the driver; also of what goes round it, closing rows of a decoder."""
-    names = ("task", "number", "closing", "node", "head")
+    names = ("task", "number", "closing", "node", "head") if table.num_rows else ()
     for row in zip(*(table.column(name).to_pylist() for name in names), strict=True):
         task, number, closing, node, head = row
         if closing:
@@ -180,7 +180,7 @@ def probed_table(probed: list[Probed]) -> pa.Table:
 
 def probes(table: pa.Table) -> Iterator[Probed]:
     """What the tables of `ProbeStage` hold."""
-    for row in table.column("probe").to_pylist():
+    for row in table.column("probe").to_pylist() if table.num_rows else ():
         facts = json.loads(row)
         failure = facts.pop("failure")
         yield Probed(**facts, failure=failure and Failure(**failure))

@@ -206,7 +206,7 @@ class Run:
         answered: set[str] = set()
         error: str | None = None
         began = time.monotonic()
-        with self._new_pass() as flow:
+        with self._flow() as flow:
             try:
                 flow.probe(groups, self._plan.limits, self._cluster.pools(self._plan.stages))
                 while True:
@@ -241,7 +241,6 @@ class Run:
         """Decide on each video, and tell of those that are decided."""
         told: list[VideoDone] = []
         skipped = 0
-        known = {(entry.key, entry.source) for entry in self._output.manifest.entries() if entry.status == "duplicate"}
         for failure in self._listing.missing:
             told.append(VideoDone(source=failure.source, key=None, status="failed", failure=failure))
         for listed in self._listing.videos:
@@ -254,7 +253,7 @@ class Run:
             settled = self._settled(key, listed, facts)
             if settled is None:
                 self._work.add(self._video(key, listed, facts))
-            elif settled.status == "skipped" and (key, listed.source) not in known and self._is_copy(key, listed):
+            elif settled.status == "skipped" and self._is_new_copy(key, listed):
                 told.append(self._copy(key, listed, self._output.manifest.get(key)))
             elif settled.status == "skipped":
                 skipped += 1
@@ -321,9 +320,10 @@ class Run:
                 video.failed(segment, attempt.kind)  # type: ignore[arg-type]
         return video
 
-    def _is_copy(self, key: str, listed: Listed) -> bool:
+    def _is_new_copy(self, key: str, listed: Listed) -> bool:
         entry = self._output.manifest.get(key)
-        return entry is not None and entry.source != listed.source
+        copy = entry is not None and entry.source != listed.source
+        return copy and not self._output.manifest.is_duplicate(key, listed.source)
 
     def _copy(self, key: str, listed: Listed, entry: Entry | None) -> VideoDone:
         """Record that a video has the content of another one."""
@@ -365,7 +365,7 @@ class Run:
         self._gather.expect(tasks)
         error, stalled = None, False
         self._progress_at = time.monotonic()
-        with self._new_pass() as flow:
+        with self._flow() as flow:
             try:
                 full = ray.put(np.frombuffer(self._shipped.full, np.uint8))
                 size = block_bytes(plan.encoder)
@@ -525,7 +525,11 @@ class Run:
 
     def _durable(self, entry: Entry) -> None:
         video = self._work.drop(entry.key)
-        self._tell(_done(entry, "partial" if entry.status == "partial" else "done"))
+        done = _done(entry, "partial" if entry.status == "partial" else "done")
+        if entry.status == "partial":
+            message = f"{entry.source}: {entry.message}"
+            done = replace(done, failure=Failure(source=entry.source, kind="video", message=message))
+        self._tell(done)
         for twin in video.twins if video is not None else ():
             self._tell(self._copy(entry.key, twin, entry))
 
@@ -572,15 +576,23 @@ class Run:
             raise ClusterError(line.partition("VersionMismatch:")[2].strip() or line)
 
     @contextlib.contextmanager
-    def _new_pass(self) -> Iterator[Pass]:
-        flow = Pass(self._cluster)
+    def _flow(self) -> Iterator[Pass]:
+        """What drives a pass: that of the last one, if it came to its end."""
+        flow, self._pass = self._pass or Pass(self._cluster), None
+        ended = False
         try:
             yield flow
+            ended = flow.ended
         finally:
-            flow.close()
+            if ended:
+                self._pass = flow
+            else:
+                flow.close()
 
     def _end(self) -> None:
         """All that is whole becomes durable, and all that is known is recorded."""
+        if self._pass is not None:
+            self._pass.close()
         self._writer.flush(close=True)
         failed = None
         try:

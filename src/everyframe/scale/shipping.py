@@ -85,9 +85,7 @@ def ship(encoder: Encoder) -> Shipped:
     Raises TypeError for one of a class that workers cannot import.
     """
     if type(encoder).__module__ == "__main__":
-        raise TypeError(
-            f"{type(encoder).__name__} is defined in a script; move it to a module that workers can import"
-        )
+        raise TypeError(f"{type(encoder).__name__} is defined in a script; move it to a module that workers can import")
     try:
         return Shipped(planning=_pickled(encoder, planning=True), full=_pickled(encoder, planning=False))
     except (pickle.PicklingError, AttributeError) as error:

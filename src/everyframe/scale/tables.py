@@ -160,6 +160,8 @@ def _cell(value: Any) -> str:
         return value.strip()
     if value is None or value != value:
         return ""
+    if isinstance(value, float) and value.is_integer():  # an id column with gaps, as pandas writes it
+        return str(int(value))
     return value.decode(errors="replace").strip() if isinstance(value, bytes) else str(value)
 
 

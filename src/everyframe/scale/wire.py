@@ -92,6 +92,19 @@ class PackedChunk:
         counts, indices, lent_counts, lent = (torch.from_numpy(arrays[name].astype(np.int64)) for name in names)
         return Plan(self.roles, counts, indices, lent_counts, lent)
 
+    def check(self) -> PackedChunk:
+        """Itself, if it holds together; raises ValueError for what no sender in its right mind sends."""
+        try:
+            shape, frames = [int(size) for size in self._head[0]["shape"]], len(self.plan.roles)
+            sound = shape[0] == frames and math.prod(shape) == len(self.pixels) and min(shape) > 0 and self.seconds >= 0
+            times = self.times
+            sound = sound and times.shape in ((frames,), (frames - 1,)) and bool(np.isfinite(times).all())
+        except (KeyError, TypeError, IndexError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not sound:
+            raise ValueError(f"pixels {shape} of {len(self.pixels)} bytes, {frames} roles, times {list(times.shape)}")
+        return self
+
     def packed(self) -> Tensor:
         """uint8 [T, 3, S, S] (of clips [V, F, 3, S, S]) on the CPU, in memory of its own."""
         packed = torch.empty(self._head[0]["shape"], dtype=torch.uint8)

@@ -30,6 +30,7 @@ class FileSink(Sink):
         _check_package(format)
         self._suffix = f".{format}"
         self._listed: set[str] | None = None
+        self._overwritten = _overwritten(manifest)
 
     def _output(self, listed: Listed) -> str:
         return checked_name(listed.name + self._suffix)
@@ -46,7 +47,9 @@ class FileSink(Sink):
         return name in self._listed
 
     def has(self, entry: Entry) -> bool:
-        return entry.output is not None and entry.output.endswith(self._suffix) and self._there(entry.output)
+        if entry.output is None or not entry.output.endswith(self._suffix) or entry.key in self._overwritten:
+            return False
+        return self._there(entry.output)
 
     def adopt(self, key: str, listed: Listed) -> Entry | Failure | None:
         try:
@@ -122,6 +125,18 @@ class FileSink(Sink):
             return None
         except (FeaturesError, OutputError, OSError, ValueError) as error:
             return self.own_or_all(item.listed, error)
+
+
+def _overwritten(manifest: Manifest) -> set[str]:
+    """Keys whose file holds another key's features by now: of other settings, or of what the video held in between."""
+    owners: dict[str, str] = {}
+    lost = set()
+    for key, output in manifest.outputs():
+        before = owners.get(output)
+        if before is not None:
+            lost.add(before)
+        owners[output] = key
+    return lost
 
 
 def _check_package(format: str) -> None:

@@ -28,7 +28,7 @@ class LibrarySink(Sink):
         require("lancedb", extra="library")
         self._library = Library(place.address)
         self._settings = settings_part(_in_half(provenance))
-        recorded = {entry.output for entry in manifest.entries()}
+        recorded = {output for _, output in manifest.outputs()}
         try:
             records = self._library.videos() if self._library.exists() else []
         except LibraryError as error:

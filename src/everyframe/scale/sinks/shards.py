@@ -39,7 +39,7 @@ class ShardSink(Sink):
         self._settings, self._shard_bytes = settings, shard_bytes
         numbers = {name: number for name in place.names() if (number := _shard_number(name)) is not None}
         self._shards = set(numbers)
-        mentioned = {_shard_of(entry.output) for entry in manifest.entries() if entry.output}
+        mentioned = {_shard_of(output) for _, output in manifest.outputs()}
         # A number whose shard was removed is not used again: entries would mean another one's content.
         used = [*numbers.values(), *(number for name in mentioned if (number := _shard_number(name)) is not None)]
         self._next = max(used, default=-1) + 1
@@ -51,7 +51,7 @@ class ShardSink(Sink):
 
     def _check_settings(self) -> None:
         """What is read together must have been made together."""
-        own = [entry.key for entry in self.manifest.entries() if self.has(entry)]
+        own = [key for key, output in self.manifest.outputs() if _shard_of(output) in self._shards]
         if any(not key.endswith(f"-{self._settings}") for key in (*own, *self._pending)):
             raise OutputError(
                 f"{self.place.address} holds shards of other settings or of another model; choose another --out"

@@ -1,0 +1,213 @@
+"""The driver on a real cluster of two nodes: the same features, every video once, whatever is in the list."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import everyframe as ef
+import scale_cases as cases
+from everyframe import scale
+from everyframe.scale.events import Finished, RoundStarted, SegmentFailed, Started, VideoDone
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    started = cases.LocalCluster(nodes=2)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def encoder(light):
+    return ef.ResidualViT(light, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def mixed(cluster, encoder, tmp_path_factory):
+    """One run over all kinds of videos and of trouble, and what it said."""
+    folder = tmp_path_factory.mktemp("mixed")
+    good = cases.videos(folder / "good", "video", [41, 4, 3.3, 2, 0.5, 8])
+    crash, hang = cases.videos(folder, "poison", [60, 60], size=(240, 320))
+    (folder / "good" / "copy.mp4").write_bytes(good[1].read_bytes())
+    damaged = folder / "damaged.mp4"
+    damaged.write_bytes(good[0].read_bytes()[:4000])
+    rows = ["path", str(crash), str(hang), str(damaged), str(folder / "gone.mp4"), str(good[1]), ""]
+    rows += ["s3://nobodys-bucket-of-everyframe/a.mp4"]
+    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    with cases.Poison({crash: signal.SIGSEGV, hang: signal.SIGSTOP}) as poison:
+        heard = cases.Heard(cases.once(lambda: setattr(poison, "armed", True), lambda event: isinstance(event, Started)))
+        report = scale.encode(
+            [folder / "good", folder / "list.csv"],
+            encoder,
+            out=folder / "out",
+            cluster=cluster.address,
+            segment_seconds=8,
+            attempts=2,
+            limits=scale.Limits(seconds=10),
+            listeners=[heard],
+        )
+    return folder, good, heard, report, poison
+
+
+def test_features_are_those_of_one_machine(mixed, encoder):
+    folder, good, heard, _, _ = mixed
+    for path in good:
+        alone = ef.encode_video(path, encoder, fps=cases.FPS)
+        feats = ef.VideoFeatures.load(folder / "out" / f"{path.stem}.npz")
+        assert np.array_equal(feats.times, alone.times) and feats.roles == alone.roles
+        assert feats.video == alone.video and feats.model == alone.model and feats.settings == alone.settings
+        np.testing.assert_allclose(feats.embeddings, alone.embeddings, atol=1e-5)
+    assert heard.encoded()["video0.mp4"] == 123
+
+
+def test_a_long_video_is_read_in_segments_by_both_nodes_bit_for_bit(mixed, encoder):
+    folder, good, heard, _, _ = mixed
+    started = heard.of(Started)[0]
+    assert started.segments > started.videos
+    # What has more of its video after it is encoded alone: all of this one but its last chunk.
+    alone = ef.encode_video(good[0], encoder, fps=cases.FPS)
+    feats = ef.VideoFeatures.load(folder / "out" / "video0.npz")
+    assert np.array_equal(feats.embeddings[:112], alone.embeddings[:112])
+
+
+def test_poison_is_given_up_with_its_reason_and_the_rest_goes_on(mixed):
+    folder, good, heard, report, poison = mixed
+    assert heard.status() == {
+        **{path.name: "done" for path in good},
+        "copy.mp4": "duplicate",
+        "damaged.mp4": "failed",
+        "gone.mp4": "failed",
+        "a.mp4": "failed",
+        "poison0.mp4": "quarantined",
+        "poison1.mp4": "quarantined",
+    }
+    lost = {event.source: event for event in heard.of(VideoDone) if "poison" in event.source}
+    assert [event.status for event in lost.values()] == ["quarantined", "quarantined"]
+    assert {event.failure.kind for event in lost.values()} == {"crash", "hang"}
+    assert all(event.failure.attempts == 2 and event.source in event.failure.message for event in lost.values())
+    assert len(poison.sent) >= 4  # each video was tried twice, each time in a process of its own
+    tries = [(event.attempt, event.again) for event in heard.of(SegmentFailed)]
+    assert sorted(tries) == [(1, True), (1, True), (2, False), (2, False)]
+    assert report.tries_failed == {"crash": 2, "hang": 2} and not report.good
+    assert [event.number for event in heard.of(RoundStarted)] == [1, 2]
+
+
+def test_bad_rows_are_counted_and_told(mixed):
+    folder, _, heard, report, _ = mixed
+    started = heard.of(Started)[0]
+    assert (started.duplicates, started.missing) == (1, 2)  # video1 twice; gone.mp4, and no credentials for the bucket
+    told = {Path(event.source).name: event.failure for event in heard.of(VideoDone) if event.failure}
+    assert told["gone.mp4"].kind == told["a.mp4"].kind == "missing"
+    assert "credentials" in told["a.mp4"].message and "AWS_ACCESS_KEY_ID" in told["a.mp4"].message
+    assert told["damaged.mp4"].kind == "video" and told["damaged.mp4"].attempts == 1
+    assert isinstance(heard.events[-1], Finished) and not heard.events[-1].interrupted
+    assert report.videos == {
+        "done": 6, "partial": 0, "skipped": 0, "adopted": 0, "duplicate": 1, "failed": 3, "quarantined": 2
+    }
+    assert (folder / "out" / ".everyframe" / report.file_name).read_text() == report.to_json()
+
+
+def test_the_content_of_a_copy_is_there_once(mixed):
+    folder, _, heard, _, _ = mixed
+    assert not (folder / "out" / "video1.npz").exists() or not (folder / "out" / "copy.npz").exists()
+    lines = [line for line in cases.manifest_lines(folder / "out") if line.get("status") == "duplicate"]
+    assert len(lines) == 1 and (folder / "out" / lines[0]["output"]).is_file()
+
+
+def test_a_second_run_has_nothing_to_do_and_says_what_was_given_up(mixed, cluster, encoder):
+    folder, _, _, _, _ = mixed
+    heard = cases.Heard()
+    report = scale.encode(
+        [folder / "good", folder / "list.csv"],
+        encoder,
+        out=folder / "out",
+        cluster=cluster.address,
+        segment_seconds=8,
+        attempts=2,
+        listeners=[heard],
+    )
+    assert report.videos["skipped"] == 7 and not heard.encoded() and not heard.of(RoundStarted)
+    again = {Path(event.source).name: event for event in heard.of(VideoDone)}
+    assert set(again) == {"poison0.mp4", "poison1.mp4", "damaged.mp4", "gone.mp4", "a.mp4"}
+    assert "as in an earlier run" in again["poison0.mp4"].failure.message and again["poison0.mp4"].status == "quarantined"
+
+
+def test_sigterm_ends_in_order_and_what_is_durable_stays(cluster, light, tmp_path):
+    clips = cases.videos(tmp_path / "in", "video", [2 + 0.5 * index for index in range(20)])
+    stop = cases.once(lambda: os.kill(os.getpid(), signal.SIGTERM), lambda event: isinstance(event, VideoDone))
+    heard = cases.Heard(stop)
+    stages = scale.Stages(decoders=(1, 1), encoders=(1, 1))
+    encoder = ef.DenseEncoder(light)
+    report = scale.encode(clips, encoder, out=tmp_path / "out", cluster=cluster.address, stages=stages, listeners=[heard])
+    assert report.interrupted and heard.events[-1].interrupted
+    done = {Path(event.source).stem for event in heard.of(VideoDone) if event.status == "done"}
+    assert done == {path.stem for path in (tmp_path / "out").glob("*.npz")}
+    for name in done:
+        assert cases.same(
+            ef.VideoFeatures.load(tmp_path / "out" / f"{name}.npz"), ef.encode_video(tmp_path / "in" / f"{name}.mp4", encoder)
+        ) or not len(done)
+
+
+def test_nodes_with_another_version_are_named_before_any_work(cluster, encoder, tmp_path):
+    clips = cases.videos(tmp_path / "in", "video", [2])
+    other = tmp_path / "site"
+    shutil.copytree(Path(ef.__file__).parent, other / "everyframe", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    (other / "everyframe-9.9.9.dist-info").mkdir()
+    (other / "everyframe-9.9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: everyframe\nVersion: 9.9.9\n")
+    node = cluster.add(env_vars={"PYTHONPATH": str(other)})
+    try:
+        with pytest.raises(scale.ClusterError, match=rf"{node.unique_id[:8]} has everyframe 9\.9\.9 \(here "):
+            scale.encode(clips, encoder, out=tmp_path / "out", cluster=cluster.address)
+        assert not list((tmp_path / "out").glob("*.npz"))
+    finally:
+        cluster.remove(node)
+
+
+# --- clusters that are not there -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return cases.videos(tmp_path / "in", "video", [1])[0]
+
+
+def test_nobody_answers(clip, encoder, tmp_path):
+    began = time.monotonic()
+    for cluster in (f"127.0.0.1:{cases.free_port()}", f"ray://127.0.0.1:{cases.free_port()}"):
+        with pytest.raises(scale.ClusterError, match="cannot be reached"):
+            scale.encode([clip], encoder, out=tmp_path / "out", cluster=cluster)
+    assert time.monotonic() - began < 30 and not (tmp_path / "out").exists()
+
+
+def test_somebody_else_answers(clip, encoder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(scale.ClusterError, match="is not the head node of a Ray cluster"):
+            scale.encode([clip], encoder, out=tmp_path / "out", cluster=f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"cluster": "somewhere"}, ValueError, "cluster must be"),
+        ({"dtype": "float64"}, ValueError, "dtype"),
+        ({"attempts": 0}, ValueError, "attempts must be"),
+        ({"segment_seconds": 0}, ValueError, "segment_seconds must be"),
+        ({"fps": 2, "sampling": ef.ClipSampling()}, ValueError, "give either sampling"),
+        ({"sampling": ef.ClipSampling()}, ValueError, "clips are read by TempMe alone"),
+    ],
+)
+def test_bad_arguments(clip, encoder, tmp_path, more, error, message):
+    with pytest.raises(error, match=message):
+        scale.encode([clip], encoder, out=tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
