@@ -14,6 +14,7 @@ The stages, each in one process on one core (`sched_setaffinity`, one thread), m
     probe     opening a file, reading its header and its fingerprint; files per second
     gather    putting the chunks of a video in order and joining them, as the driver does; features per second
     write     a video of 10 minutes after the other into each kind of output; features per second
+    stream    `everyframe.features.stream` over such videos (float16), in one process; features per second
 
 The models are the bundled one and a CLIP ViT-B/32 with random weights (its speed is that of any). The videos are made:
 synthetic scenes with sensor noise at the bit rates below, so that the decoder has as much to do as with real ones.
@@ -241,14 +242,14 @@ def measure_probing(path: Path, rounds: int) -> dict[str, Any]:
     return {"videos_per_second": per_second(10, look, rounds)}
 
 
-def stored(dim: int, number: int) -> Any:
+def stored(dim: int, number: int, dtype: str = "float32") -> Any:
     """Features of a video of 10 minutes that does not exist."""
     from everyframe.features import VideoFeatures
 
     rows = np.random.default_rng(number).standard_normal((STORED_ROWS, dim), dtype=np.float32)
     return VideoFeatures(
         times=np.arange(STORED_ROWS) / FPS,
-        embeddings=rows / np.linalg.norm(rows, axis=1, keepdims=True),
+        embeddings=(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype),
         roles=("I" + "P" * INTERLEAVE) * (STORED_ROWS // (INTERLEAVE + 1)),
         video={"path": f"/videos/{number:06}.mp4", "duration_seconds": 600.0, "size_bytes": number,
                "fingerprint": f"{number:064}"},
@@ -301,7 +302,7 @@ def measure_gathering(model: Any, rounds: int) -> dict[str, Any]:
 
 
 def measure_writing(dim: int, folder: Path, rounds: int) -> dict[str, Any]:
-    """Into an empty output each round, sixteen videos a call (the driver's 64 MB), with the manifest, until they are durable and closed."""
+    """Into an empty output each round with its manifest, until all is durable; as many a call as the driver gives."""
     from everyframe.scale.listing import Listed
     from everyframe.scale.manifest import Manifest, key_of
     from everyframe.scale.places import open_place
@@ -332,6 +333,35 @@ def measure_writing(dim: int, folder: Path, rounds: int) -> dict[str, Any]:
     return found
 
 
+def measure_streaming(folder: Path, rounds: int) -> dict[str, Any]:
+    """`everyframe.features.stream` over files and over a shard of the same videos, shuffled."""
+    from everyframe.features import stream
+    from everyframe.features.shards import Shard
+
+    place = Path(tempfile.mkdtemp(dir=folder))
+    (place / "files").mkdir()
+    with Shard() as shard:
+        for number in range(WRITTEN):
+            feats = stored(512, number, "float16")
+            feats.save(place / "files" / f"{number}.npz")
+            shard.add(str(number), feats)
+        shard.save(place / "features-000000.tar")
+    found: dict[str, Any] = {}
+    for name, where in (("npz", place / "files"), ("webdataset", place / "features-000000.tar")):
+        for window in (None, 10.0):
+
+            def read(where: Path = where, window: float | None = window) -> None:
+                for _ in stream(where, window=window):
+                    pass
+
+            kind = "whole videos" if window is None else f"windows of {window:g} s"
+            found[f"{name}, {kind}"] = {
+                "rows_per_second": per_second(WRITTEN * STORED_ROWS, read, rounds), "bytes_per_row": 1024,
+            }  # fmt: skip
+    shutil.rmtree(place)
+    return found
+
+
 def measure_stages(folder: Path, rounds: int) -> dict[str, Any]:
     """Everything that one core does, in this process."""
     import torch
@@ -351,6 +381,7 @@ def measure_stages(folder: Path, rounds: int) -> dict[str, Any]:
     found["probe"] = measure_probing(videos[1280, 720], rounds)
     found["gather"] = measure_gathering(model, rounds)
     found["write"] = measure_writing(model.dim, folder, rounds // 2 + 1)
+    found["stream"] = measure_streaming(folder, rounds)
     return found
 
 

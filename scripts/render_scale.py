@@ -83,6 +83,8 @@ def stages_table() -> str:
     rows.append([f"gather, {gather['dim']} dimensions", "features", stated(gather["rows_per_second"])])
     for name, row in record["write"].items():
         rows.append([f"write {name}, {row['dim']} dimensions", "features", stated(row["rows_per_second"])])
+    for name, row in record["stream"].items():
+        rows.append([f"stream float16 {name}, 512 dimensions", "features", stated(row["rows_per_second"])])
     head = ["stage", "unit", "per second and core, median (quartiles)"]
     return f"{heading(record)}; one core, one thread:\n\n{table(head, rows)}"
 
@@ -188,7 +190,14 @@ def gpu_table() -> str:
 
 def chaos_table() -> str:
     record = read("scale_chaos")
-    rows = [[str(key), str(value)] for key, value in record["counts"].items()]
+    kills, seconds = record["kills"], record["seconds_per_trial"]
+    kinds = [f"{kills[kind]} of a {kind}" for kind in ("worker", "child", "node", "driver")]
+    rows = [
+        ["kills", f"{kills['all']}: {', '.join(kinds)}"],
+        ["trials", f"{record['trials']}, of {record['settings']['videos']} videos each, a long one among them"],
+        ["time of a trial", f"median {seconds['median']:.0f} s, longest {seconds['most']:.0f} s"],
+        *([what, str(record[what])] for what in ("lost", "doubled", "wrong")),
+    ]
     return table(["", ""], rows)
 
 

@@ -55,14 +55,22 @@ class LocalCluster:
         self._cluster = Cluster(initialize_head=True, head_node_args={**head, "ray_client_server_port": port})
         self.address = str(self._cluster.address)
         self.client = f"ray://127.0.0.1:{port}"
-        self.nodes = [self.add() for _ in range(nodes)]
+        self.nodes: list[Any] = []
+        for _ in range(nodes):
+            self.add()
 
     def add(self, **more: Any) -> Any:
         """A node more; for `remove`."""
-        return self._cluster.add_node(num_cpus=2, object_store_memory=200 << 20, **more)
+        self.nodes.append(self._cluster.add_node(num_cpus=2, object_store_memory=200 << 20, **more))
+        return self.nodes[-1]
+
+    def node(self, begin: str) -> Any:
+        """The node whose id begins like this."""
+        return next(node for node in self.nodes if node.node_id.startswith(begin))
 
     def remove(self, node: Any) -> None:
         """Kill all processes of a node at once, as a machine that loses its power."""
+        self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
@@ -76,6 +84,12 @@ class LocalCluster:
             if stage in command and command.startswith("ray::") and _parent(pid) in raylets:
                 found.append(pid)
         return found
+
+    def children(self) -> list[int]:
+        """Process ids of what decodes for the workers."""
+        workers = {pid for stage in ("DecodeStage", "ProbeStage") for pid in self.workers(stage)}
+        commands = ((pid, command) for pid, command in _processes() if "everyframe.scale.ch" in command)
+        return [pid for pid, _ in commands if _parent(pid) in workers]
 
 
 def _raylet(node: Any) -> int:
@@ -120,7 +134,7 @@ class Poison:
             if not self.armed:
                 continue
             for pid, command in _processes():
-                if "everyframe.scale.child" not in command or pid in stopped:
+                if "everyframe.scale.ch" not in command or pid in stopped:
                     continue
                 with contextlib.suppress(OSError):
                     for handle in Path(f"/proc/{pid}/fd").iterdir():

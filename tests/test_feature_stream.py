@@ -81,6 +81,7 @@ def places(tmp_path_factory):
 WHOLE = Counter((number, tuple(range(3 + 2 * number % 11))) for number in range(23))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize("kind", ["files", "one", "shards"])
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])

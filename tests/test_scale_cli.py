@@ -116,6 +116,11 @@ def test_table_on_one_machine(clips: Path, model: Path, tmp_path: Path) -> None:
     feats = ef.VideoFeatures.load(tmp_path / "out" / "a.npz")
     alone = ef.encode_video(clips / "a.mp4", ef.DenseEncoder(ef.load(model, device="cpu")), fps=2)
     np.testing.assert_array_equal(feats.embeddings, alone.embeddings)
+    listed = tmp_path / "list.txt"  # of addresses
+    listed.write_text(f"file://{clips}/inner/a.mp4\n{clips}/b.mp4\n")
+    result = command("encode", listed, *options[2:], "--out", tmp_path / "other")
+    assert result.returncode == 0, result.stderr
+    assert sorted(file.name for file in (tmp_path / "other").glob("*.npz")) == ["a.npz", "b.npz"]
     result = command("encode", table, *options, "--column", "nothing")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "nothing" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import everyframe as ef
 import scale_cases as cases
 from everyframe import scale
-from everyframe.scale.events import ChunkDone, Started, VideoDone, Written
+from everyframe.scale.events import ChunkDone, Started, Written
 
 pytest.importorskip("ray")
 
@@ -40,7 +41,7 @@ def encoder(model):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """A long video and many short ones."""
-    return cases.videos(tmp_path_factory.mktemp("clips"), "video", [64, *(3 + 0.5 * index for index in range(12))])
+    return cases.videos(tmp_path_factory.mktemp("clips"), "video", [64, *(3 + 0.25 * index for index in range(24))])
 
 
 def check(out: Path, clips: list[Path], encoder: ef.ResidualViT) -> None:
@@ -59,21 +60,22 @@ def check(out: Path, clips: list[Path], encoder: ef.ResidualViT) -> None:
 
 
 def test_workers_and_a_node_are_killed(cluster, clips, encoder, tmp_path):
-    killed: list[object] = []
+    killed: list[int] = []
+    lost: list[object] = []
+    at = [0.0]
 
     def act(event):
-        if isinstance(event, ChunkDone) and not killed:
-            for pid in cluster.workers("DecodeStage") + cluster.workers("EncodeStage"):
+        if not isinstance(event, ChunkDone):
+            return
+        if not killed:
+            killed.extend(cluster.workers("DecodeStage") + cluster.workers("EncodeStage"))
+            for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-        if isinstance(event, VideoDone) and len(killed) and killed[-1] != "node":
-            killed.append("node")
-            lost = next(node for node in cluster.nodes if node.unique_id.startswith(last[0]))
-            cluster.remove(lost)
-        if isinstance(event, ChunkDone):
-            last[0] = event.node.rpartition("/")[2]
+            at[0] = time.monotonic()
+        elif not lost and time.monotonic() - at[0] > 2:  # what was under way has come: this is of a worker that is new
+            lost.append(cluster.node(event.node.rpartition("/")[2]))
+            cluster.remove(lost[0])
 
-    last = [""]
     heard = cases.Heard(act)
     report = scale.encode(
         clips,
@@ -84,8 +86,8 @@ def test_workers_and_a_node_are_killed(cluster, clips, encoder, tmp_path):
         listeners=[heard],
         limits=scale.Limits(seconds=60),
     )
-    cluster.nodes = [node for node in cluster.nodes if not node.unique_id.startswith(last[0])] + [cluster.add()]
-    assert len(killed) >= 3 and killed[-1] == "node"
+    cluster.add()
+    assert len(killed) >= 2 and lost
     assert report.good and report.videos["done"] == len(clips)
     check(tmp_path, clips, encoder)
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +34,68 @@ from everyframe.scale.work import Failure
 from everyframe.video import write_video
 from everyframe.video.identity import identity
 from object_store import s3_server
+
+# --- writers to be killed ----------------------------------------------------------------------------------
+
+
+class Writers:
+    """Starts processes that call functions of this module, forked from one that has imported it: in milliseconds."""
+
+    def __init__(self, forks):
+        self._orders, theirs = forks.Pipe()
+        self._parent = forks.Process(target=_fork_on_order, args=(theirs,))
+        self._parent.start()
+
+    def start(self, do, *arguments):
+        """The process id of a process that calls do(*arguments)."""
+        self._orders.send((do.__name__, arguments))
+        return self._orders.recv()
+
+    def wait(self, writer):
+        """How it ended: an exit status, or minus the signal that killed it."""
+        self._orders.send((None, writer))
+        return self._orders.recv()
+
+    def run(self, do, *arguments):
+        return self.wait(self.start(do, *arguments))
+
+    def kill(self, writer):
+        os.kill(writer, signal.SIGKILL)
+        assert self.wait(writer) == -signal.SIGKILL
+
+    def close(self):
+        self._orders.close()
+        self._parent.join()
+
+
+def _fork_on_order(orders):
+    while True:
+        try:
+            do, arguments = orders.recv()
+        except EOFError:
+            return
+        if do is None:
+            orders.send(os.waitstatus_to_exitcode(os.waitpid(arguments, 0)[1]))
+            continue
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                globals()[do](*arguments)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        orders.send(child)
+
+
+@pytest.fixture(scope="module")
+def writers(forks):
+    started = Writers(forks)
+    yield started
+    started.close()
+
 
 # --- places ------------------------------------------------------------------------------------------------
 
@@ -288,16 +351,14 @@ def test_damage_is_no_less_work_done(out):
         Manifest(place)
 
 
-def test_a_second_driver_is_refused(forks, tmp_path):
-    place = open_place(tmp_path)
-    ready = forks.Event()
-    holder = forks.Process(target=_hold, args=(str(tmp_path), ready))
-    holder.start()
-    assert ready.wait(60)
-    with pytest.raises(OutputError, match=f"is being written to by another run, process {holder.pid}; wait"):
+def test_a_second_driver_is_refused(writers, tmp_path):
+    place = open_place(tmp_path / "out")
+    holder = writers.start(_hold, place.address, str(tmp_path / "ready"))
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.005)
+    with pytest.raises(OutputError, match=f"is being written to by another run, process {holder}; wait"):
         Manifest(place)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
+    writers.kill(holder)
     with Manifest(place) as manifest:
         assert len(manifest) == 1
         with pytest.raises(OutputError, match=str(os.getpid())):  # in one process, too
@@ -308,7 +369,7 @@ def test_a_second_driver_is_refused(forks, tmp_path):
 def _hold(out, ready):
     manifest = Manifest(open_place(out))
     manifest.record([entry(1)])
-    ready.set()
+    Path(ready).touch()
     time.sleep(600)
 
 
@@ -328,21 +389,18 @@ def test_two_drivers_of_an_object_store_lose_nothing(store):
 # --- killed ------------------------------------------------------------------------------------------------
 
 
-def test_a_manifest_whose_writer_is_killed(forks, tmp_path):
+def test_a_manifest_whose_writer_is_killed(writers, tmp_path):
     """At random moments, 12 times: what `record` had returned from is there, and nothing is half there."""
     out, log = tmp_path / "out", tmp_path / "log"
     log.touch()
     random.seed(3)
     for _ in range(12):
         before = len(log.read_text().splitlines())
-        writer = forks.Process(target=_record_for_ever, args=(str(out), str(log)))
-        writer.start()
+        writer = writers.start(_record_for_ever, str(out), str(log))
         while len(log.read_text().splitlines()) < before + 5:
-            assert writer.is_alive()
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.08))
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
+        writers.kill(writer)
         told = [int(line) for line in log.read_text().splitlines()]
         with Manifest(open_place(out)) as manifest:
             there = {int(each.key.partition("-")[0], 16): each for each in manifest.entries()}
@@ -441,22 +499,20 @@ def check_once(out, format, entries):
 
 
 @pytest.mark.parametrize("format", ["npz", "webdataset"])
-def test_a_writer_killed_before_any_step(forks, tmp_path, format):
+def test_a_writer_killed_before_any_step(writers, tmp_path, format):
     """Killed at a step, run again: every video once, and none that was told of is written again."""
     died = 0
     for steps in itertools.chain(range(12), range(12, 1000, 7)):
         out, log = tmp_path / f"out{steps}", tmp_path / f"log{steps}"
         log.touch()
-        writer = forks.Process(target=drive, args=(str(out), format, steps, str(log)))
-        writer.start()
-        writer.join(timeout=60)
-        assert writer.exitcode in (0, -signal.SIGKILL)
+        status = writers.run(drive, str(out), format, steps, str(log))
+        assert status in (0, -signal.SIGKILL)
         told = log.read_text().splitlines()
         written, entries = drive(str(out), format)
         check_once(str(out), format, entries)
         assert not set(told) & set(written)
         assert drive(str(out), format) == ([], entries)
-        if writer.exitcode == 0:
+        if status == 0:
             break
         died += 1
     assert died > 10 and len(told) == len(LISTED) and not written
@@ -699,15 +755,14 @@ def test_a_library_is_searched(tmp_path):
     assert drive(tmp_path / "out", "library")[0] == [LISTED[2].name]
 
 
-def test_a_library_that_is_killed_has_each_video_once(forks, tmp_path):
+def test_a_library_that_is_killed_has_each_video_once(writers, tmp_path):
     pytest.importorskip("lancedb")
     random.seed(5)
     for _ in range(3):
-        writer = forks.Process(target=drive, args=(str(tmp_path / "out"), "library"))
-        writer.start()
-        writer.join(timeout=random.uniform(0.3, 1.0))
-        writer.kill()
-        writer.join()
+        writer = writers.start(drive, str(tmp_path / "out"), "library")
+        time.sleep(random.uniform(0.3, 1.5))
+        os.kill(writer, signal.SIGKILL)
+        writers.wait(writer)
     _, entries = drive(tmp_path / "out", "library")
     with ef.Library(tmp_path / "out") as library:
         records = library.videos()

@@ -15,7 +15,16 @@ import pytest
 import everyframe as ef
 import scale_cases as cases
 from everyframe import scale
+from everyframe.pipeline import ClipSampling
+from everyframe.pipeline.decoding import Finished as ReadingFinished
+from everyframe.pipeline.segments import WHOLE, Segment
+from everyframe.scale.cluster import Node, fits, pools_for
 from everyframe.scale.events import Finished, RoundStarted, SegmentFailed, Started, VideoDone
+from everyframe.scale.gather import Gather, Lost, Whole
+from everyframe.scale.listing import Listed
+from everyframe.scale.rows import Closed, EncodedChunk
+from everyframe.scale.work import Failure, Task
+from everyframe.scale.work_list import Video, WorkList, limit
 
 pytest.importorskip("ray")
 
@@ -45,7 +54,9 @@ def mixed(cluster, encoder, tmp_path_factory):
     rows += ["s3://nobodys-bucket-of-everyframe/a.mp4"]
     (folder / "list.csv").write_text("\n".join(rows) + "\n")
     with cases.Poison({crash: signal.SIGSEGV, hang: signal.SIGSTOP}) as poison:
-        heard = cases.Heard(cases.once(lambda: setattr(poison, "armed", True), lambda event: isinstance(event, Started)))
+        heard = cases.Heard(
+            cases.once(lambda: setattr(poison, "armed", True), lambda event: isinstance(event, Started))
+        )
         report = scale.encode(
             [folder / "good", folder / "list.csv"],
             encoder,
@@ -61,9 +72,11 @@ def mixed(cluster, encoder, tmp_path_factory):
 
 def test_features_are_those_of_one_machine(mixed, encoder):
     folder, good, heard, _, _ = mixed
-    for path in good:
-        alone = ef.encode_video(path, encoder, fps=cases.FPS)
-        feats = ef.VideoFeatures.load(folder / "out" / f"{path.stem}.npz")
+    done = [event for event in heard.of(VideoDone) if event.status == "done"]
+    assert len(done) == len(good)
+    for event in done:
+        alone = ef.encode_video(event.source, encoder, fps=cases.FPS)
+        feats = ef.VideoFeatures.load(folder / "out" / event.output)
         assert np.array_equal(feats.times, alone.times) and feats.roles == alone.roles
         assert feats.video == alone.video and feats.model == alone.model and feats.settings == alone.settings
         np.testing.assert_allclose(feats.embeddings, alone.embeddings, atol=1e-5)
@@ -81,10 +94,11 @@ def test_a_long_video_is_read_in_segments_by_both_nodes_bit_for_bit(mixed, encod
 
 
 def test_poison_is_given_up_with_its_reason_and_the_rest_goes_on(mixed):
-    folder, good, heard, report, poison = mixed
-    assert heard.status() == {
-        **{path.name: "done" for path in good},
-        "copy.mp4": "duplicate",
+    _, good, heard, report, poison = mixed
+    status = heard.status()
+    assert sorted([status.pop("copy.mp4"), status.pop("video1.mp4")]) == ["done", "duplicate"]
+    assert status == {
+        **{path.name: "done" for path in good if path.name != "video1.mp4"},
         "damaged.mp4": "failed",
         "gone.mp4": "failed",
         "a.mp4": "failed",
@@ -112,14 +126,20 @@ def test_bad_rows_are_counted_and_told(mixed):
     assert told["damaged.mp4"].kind == "video" and told["damaged.mp4"].attempts == 1
     assert isinstance(heard.events[-1], Finished) and not heard.events[-1].interrupted
     assert report.videos == {
-        "done": 6, "partial": 0, "skipped": 0, "adopted": 0, "duplicate": 1, "failed": 3, "quarantined": 2
+        "done": 6,
+        "partial": 0,
+        "skipped": 0,
+        "adopted": 0,
+        "duplicate": 1,
+        "failed": 3,
+        "quarantined": 2,
     }
     assert (folder / "out" / ".everyframe" / report.file_name).read_text() == report.to_json()
 
 
 def test_the_content_of_a_copy_is_there_once(mixed):
-    folder, _, heard, _, _ = mixed
-    assert not (folder / "out" / "video1.npz").exists() or not (folder / "out" / "copy.npz").exists()
+    folder, _, _, _, _ = mixed
+    assert (folder / "out" / "copy.npz").exists() != (folder / "out" / "video1.npz").exists()
     lines = [line for line in cases.manifest_lines(folder / "out") if line.get("status") == "duplicate"]
     assert len(lines) == 1 and (folder / "out" / lines[0]["output"]).is_file()
 
@@ -139,7 +159,9 @@ def test_a_second_run_has_nothing_to_do_and_says_what_was_given_up(mixed, cluste
     assert report.videos["skipped"] == 7 and not heard.encoded() and not heard.of(RoundStarted)
     again = {Path(event.source).name: event for event in heard.of(VideoDone)}
     assert set(again) == {"poison0.mp4", "poison1.mp4", "damaged.mp4", "gone.mp4", "a.mp4"}
-    assert "as in an earlier run" in again["poison0.mp4"].failure.message and again["poison0.mp4"].status == "quarantined"
+    assert (
+        "as in an earlier run" in again["poison0.mp4"].failure.message and again["poison0.mp4"].status == "quarantined"
+    )
 
 
 def test_sigterm_ends_in_order_and_what_is_durable_stays(cluster, light, tmp_path):
@@ -148,25 +170,27 @@ def test_sigterm_ends_in_order_and_what_is_durable_stays(cluster, light, tmp_pat
     heard = cases.Heard(stop)
     stages = scale.Stages(decoders=(1, 1), encoders=(1, 1))
     encoder = ef.DenseEncoder(light)
-    report = scale.encode(clips, encoder, out=tmp_path / "out", cluster=cluster.address, stages=stages, listeners=[heard])
+    report = scale.encode(
+        clips, encoder, out=tmp_path / "out", cluster=cluster.address, stages=stages, listeners=[heard]
+    )
     assert report.interrupted and heard.events[-1].interrupted
     done = {Path(event.source).stem for event in heard.of(VideoDone) if event.status == "done"}
     assert done == {path.stem for path in (tmp_path / "out").glob("*.npz")}
-    for name in done:
-        assert cases.same(
-            ef.VideoFeatures.load(tmp_path / "out" / f"{name}.npz"), ef.encode_video(tmp_path / "in" / f"{name}.mp4", encoder)
-        ) or not len(done)
 
 
 def test_nodes_with_another_version_are_named_before_any_work(cluster, encoder, tmp_path):
     clips = cases.videos(tmp_path / "in", "video", [2])
     other = tmp_path / "site"
-    shutil.copytree(Path(ef.__file__).parent, other / "everyframe", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(
+        Path(ef.__file__).parent, other / "everyframe", ignore=shutil.ignore_patterns("assets", "__pycache__")
+    )
     (other / "everyframe-9.9.9.dist-info").mkdir()
-    (other / "everyframe-9.9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: everyframe\nVersion: 9.9.9\n")
+    (other / "everyframe-9.9.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: everyframe\nVersion: 9.9.9\n"
+    )
     node = cluster.add(env_vars={"PYTHONPATH": str(other)})
     try:
-        with pytest.raises(scale.ClusterError, match=rf"{node.unique_id[:8]} has everyframe 9\.9\.9 \(here "):
+        with pytest.raises(scale.ClusterError, match=rf"{node.node_id[:8]} has everyframe 9\.9\.9 \(here "):
             scale.encode(clips, encoder, out=tmp_path / "out", cluster=cluster.address)
         assert not list((tmp_path / "out").glob("*.npz"))
     finally:
@@ -203,11 +227,112 @@ def test_somebody_else_answers(clip, encoder, tmp_path):
         ({"dtype": "float64"}, ValueError, "dtype"),
         ({"attempts": 0}, ValueError, "attempts must be"),
         ({"segment_seconds": 0}, ValueError, "segment_seconds must be"),
-        ({"fps": 2, "sampling": ef.ClipSampling()}, ValueError, "give either sampling"),
-        ({"sampling": ef.ClipSampling()}, ValueError, "clips are read by TempMe alone"),
+        ({"fps": 2, "sampling": ClipSampling()}, ValueError, "give either sampling"),
+        ({"sampling": ClipSampling()}, ValueError, "clips are read by TempMe alone"),
     ],
 )
 def test_bad_arguments(clip, encoder, tmp_path, more, error, message):
     with pytest.raises(error, match=message):
         scale.encode([clip], encoder, out=tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
+
+
+# --- without a cluster -----------------------------------------------------------------------------------
+
+
+def _chunk(task: Task, number: int, frames: int = 2) -> EncodedChunk:
+    facts = {"macs": 1.0, "decode_seconds": 0.0, "encode_seconds": 0.0, "decode_node": "a", "encode_node": "a"}
+    times = np.arange(frames) + 10.0 * number
+    rows = np.full((frames, 3), number, np.float32)
+    return EncodedChunk(task=task, number=number, times=times, roles="I" * frames, embeddings=rows, **facts)
+
+
+def test_chunks_in_any_order_and_twice_make_a_segment_once():
+    task = Task(key="k", source="s", segment=WHOLE)
+    gather = Gather(3)
+    gather.expect([task])
+    closed = Closed(task=task, chunks=3, finished=ReadingFinished())
+    results = [_chunk(task, 2), closed, _chunk(task, 0), _chunk(task, 2), closed]
+    assert [gather.add(each) for each in results] == [None] * 5
+    whole = gather.add(_chunk(task, 1, frames=1))
+    assert isinstance(whole, Whole) and whole.features.times.tolist() == [0, 1, 10, 20, 21]
+    assert whole.features.macs == 3 and whole.features.embeddings[:, 0].tolist() == [0, 0, 1, 2, 2]
+    assert gather.add(_chunk(task, 1)) is None and gather.add(closed) is None and not gather.missing()
+
+
+def test_what_comes_late_of_an_earlier_try_is_not_taken():
+    first, second = (Task(key="k", source="s", segment=WHOLE, attempt=attempt) for attempt in (1, 2))
+    gather = Gather(3)
+    gather.expect([first])
+    assert gather.is_news(_chunk(first, 0)) and gather.add(_chunk(first, 0)) is None
+    failure = Failure(source="s", kind="crash", message="s: it crashed")
+    lost = gather.add(Closed(task=first, chunks=1, failure=failure))
+    assert isinstance(lost, Lost) and lost.failure == failure
+    gather.expect([second])
+    assert not gather.is_news(_chunk(second, 0))  # that part of the video was counted before
+    assert gather.add(_chunk(first, 1)) is None
+    gather.add(_chunk(second, 0))
+    whole = gather.add(Closed(task=second, chunks=1, finished=ReadingFinished()))
+    assert isinstance(whole, Whole) and len(whole.features.times) == 2
+
+
+def test_an_empty_segment_is_whole():
+    task = Task(key="k", source="s", segment=Segment(30, None))
+    gather = Gather(3)
+    gather.expect([task])
+    whole = gather.add(Closed(task=task, chunks=0, finished=ReadingFinished()))
+    assert isinstance(whole, Whole) and whole.features.embeddings.shape == (0, 3)
+
+
+def _video(index: int, seconds: float, segments: set[Segment]) -> Video:
+    listed = Listed(source=f"/v{index}", name=f"v{index}")
+    return Video(f"k{index}", listed, seconds=seconds, segments=segments, left=set(segments))
+
+
+def test_short_videos_share_a_group_and_what_failed_is_alone():
+    work = WorkList(calls_per_second=0.1, fps=3.0)
+    for index in range(40):
+        work.add(_video(index, 10.0, {WHOLE}))  # a call each
+    work.add(_video(40, 100.0, {Segment(0, 150), Segment(150, None)}))  # five calls each
+    groups = work.groups(workers=2)
+    assert [len(group) for group in groups] == [4] * 10 + [1, 1]
+    assert [task.segment.first for group in groups[-2:] for task in group] == [0, 150]
+    assert not work
+    for key in ("k3", "k4"):
+        work[key].failed(WHOLE, "crash")
+        work.again(work[key], WHOLE)
+    assert [[(task.key, task.attempt) for task in group] for group in work.groups(1)] == [[("k3", 2)], [("k4", 2)]]
+
+
+def test_what_is_settled_waits_no_longer():
+    work = WorkList(calls_per_second=0.1, fps=3.0)
+    for index in range(3):
+        work.add(_video(index, 10.0, {WHOLE}))
+    work.drop("k0")
+    work["k1"].left.clear()
+    assert len(work) == 1 and [task.key for group in work.groups(1) for task in group] == ["k2"]
+    work.whole(work["k2"])
+    assert work
+    work.drop("k2")
+    assert not work
+
+
+def test_what_a_worker_takes_down_with_it_has_more_tries():
+    assert [limit(kind, 3) for kind in ("missing", "video", "crash", "hang", "lost")] == [1, 1, 3, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "room"),
+    [
+        ([(2, 0)], 1, 0, True),
+        ([(0, 0), (16, 0), (16, 0)], 2, 0, True),
+        ([(16, 0), (2, 0)], 1, 0, True),
+        ([(32, 0), (8, 4)], 1, 1, True),
+        ([(1, 0)], 1, 0, False),
+        ([], 1, 0, False),
+    ],
+)
+def test_sizes_follow_what_the_cluster_has(nodes, cpus, gpus, room):
+    found = [Node(id=str(index), address="a", cpus=each[0], gpus=each[1]) for index, each in enumerate(nodes)]
+    pools = pools_for(scale.Stages(), found)
+    assert (pools.encoders.cpus, pools.encoders.gpus, fits(pools, found)) == (cpus, gpus, room)

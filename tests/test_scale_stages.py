@@ -36,7 +36,7 @@ from everyframe.pipeline.segments import WHOLE, Segment, SegmentFeatures, join, 
 from everyframe.pipeline.window import Chunk
 from everyframe.scale import rows
 from everyframe.scale.isolation import ChildNotStarted, DecodeChild, Poisoned
-from everyframe.scale.rows import Closed, DecodedRow, EncodedChunk
+from everyframe.scale.rows import Closed, EncodedChunk
 from everyframe.scale.shipping import Shipped, VersionMismatch, arrive, ship, versions
 from everyframe.scale.stages import DecodeStage, EncodeStage, ProbeStage, mixed
 from everyframe.scale.wire import Ended, PackedChunk, pack, unpack, unpacked
@@ -453,6 +453,14 @@ def test_a_child_that_dies_between_requests_is_nobodys_fault(child, clips):
     assert error.value.kind == "crash" and child.pid is None
 
 
+def test_a_child_that_has_grown_makes_room_for_another(clips):
+    with DecodeChild(None, LIMITS) as child:
+        pid = child.pid
+        assert child.probe(named(clips, "tiny")).fps == 10 and child.pid == pid
+        child._process.bytes_at_first = -LIMITS.memory_bytes
+        assert child.probe(named(clips, "tiny")).fps == 10 and child.pid != pid
+
+
 def grey_png(file: Path, width: int, height: int) -> Path:
     """One huge picture in few bytes."""
 
@@ -567,6 +575,14 @@ def test_what_cannot_start_is_no_fault_of_a_video(shipped, monkeypatch, tmp_path
 
 
 # --- probing ---------------------------------------------------------------------------------------------
+
+
+def test_tables_without_rows(stage, model):
+    """Ray's have no columns either."""
+    nothing = pa.table({})
+    assert list(stage(nothing)) == []
+    (encoded,) = EncodeStage(ship(ef.DenseEncoder(model)).full, device="cpu")(nothing)
+    assert encoded.num_rows == 0 and list(rows.results(encoded)) == []
 
 
 def test_probing(clips, endless, tmp_path):

@@ -144,7 +144,7 @@ class StepProgress(Bar):
 class Live:
     """Lines at the foot of a terminal that renew themselves while the block runs, on standard error.
 
-    Where that is no terminal, `line` is said every so many seconds, and at the end. Nothing is shown if `silent`.
+    Where that is no terminal, `line` is said every so many seconds, and at a good end. Nothing is shown if `silent`.
     """
 
     def __init__(
@@ -176,7 +176,8 @@ class Live:
             self._live.stop()
         if self._thread is not None:
             self._thread.join()
-            say(self._line(), error=True)
+            if kind is None:
+                say(self._line(), error=True)
 
     def _tell(self) -> None:
         while not self._over.wait(self._every):

@@ -100,7 +100,7 @@ def encode(
     shipped = ship(plan.encoder)
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     run = new_run()
-    builder = ReportBuilder(price=price)
+    builder = ReportBuilder(run=run, price=price)
     with ended_by_sigterm():
         listing = list_videos([os.fspath(path) for path in named], column=column, id_column=id_column)
         with connect(cluster) as reached:
@@ -115,7 +115,7 @@ def encode(
                 try:
                     Run(run, plan, listing, output, reached, shipped, tell).run()
                 finally:
-                    write_report(place, run, builder.report().to_json())
+                    write_report(place, builder.report())
     return builder.report()
 
 

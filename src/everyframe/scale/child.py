@@ -133,10 +133,9 @@ class _Reader:
                 self._answers.fail("memory", str(error))
                 os._exit(1)  # whatever it was in the middle of
             if isinstance(error, VideoError):
-                kinds = {MissingVideoError: "missing", UnreachableError: "unreachable"}
-                self._answers.fail(
-                    next((kinds[kind] for kind in kinds if isinstance(error, kind)), "video"), str(error)
-                )
+                missing, unreachable = isinstance(error, MissingVideoError), isinstance(error, UnreachableError)
+                kind = "missing" if missing else "unreachable" if unreachable else "video"
+                self._answers.fail(kind, str(error))
             else:
                 traceback.print_exc()
                 self._answers.fail("unforeseen", f"{type(error).__name__}: {error}")

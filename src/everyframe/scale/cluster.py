@@ -111,26 +111,25 @@ class Cluster:
             raise ClusterError(_differing(own, other))
         self._same.update(node.id for node in fresh)
 
-    def pools(self, stages: Stages, waiting: Callable[[], None] = lambda: None) -> Pools:
+    def pools(self, stages: Stages, waiting: Callable[[], object] = lambda: None) -> Pools:
         """How many workers of which size, by what the cluster has. Waits for nodes that may still be joining.
 
         Raises ClusterError where there is no room for one of each stage, and none comes.
         """
-        ray: Any = require("ray", extra="scale")
         give_up = time.monotonic() + (0 if self._local else _WAIT_SECONDS)
         asked = False
         while True:
             nodes = self.nodes()
             pools = pools_for(stages, nodes)
-            if fits(pools, nodes):
-                return pools
-            if time.monotonic() >= give_up:
+            room = fits(pools, nodes)
+            if room or time.monotonic() >= give_up:
+                if asked:
+                    _request([])  # from now on Ray Data asks for what it needs
+                if room:
+                    return pools
                 raise ClusterError(_no_room(pools, nodes))
-            if not (asked or self.remote):  # an autoscaler learns from this what to start; others take no notice
-                from ray.autoscaler.sdk import request_resources
-
-                with contextlib.suppress(ray.exceptions.RayError):
-                    request_resources(bundles=[*pools.encoders.bundles, *pools.decoders.bundles])
+            if not (asked or self.remote):
+                _request([*pools.encoders.bundles, *pools.decoders.bundles])
                 asked = True
             waiting()
             time.sleep(1.0)
@@ -253,6 +252,15 @@ def _is_client() -> bool:
     from ray.util.client import ray as client
 
     return bool(client.is_connected())
+
+
+def _request(bundles: list[dict[str, float]]) -> None:
+    """Tell an autoscaler what is to be there; a cluster without one takes no notice."""
+    ray: Any = require("ray", extra="scale")
+    from ray.autoscaler.sdk import request_resources
+
+    with contextlib.suppress(ray.exceptions.RayError):
+        request_resources(bundles=bundles)
 
 
 def _node(found: Mapping[str, Any]) -> Node:

@@ -21,6 +21,7 @@ import functools
 import inspect
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _MOST_CHUNKS = 16  # in one bundle for an encoder
 _WAITING = 32
 _MOST_TABLES = 32  # in one answer to the driver
 _RETRIES = 4  # of a block whose worker died, by Ray; then the driver looks at what is missing
+_COUNT_SECONDS = 2.0  # between two looks at how many workers there are
 _ANSWER_SECONDS = 120.0  # of an actor that has nothing to do but answer
 
 
@@ -89,6 +91,7 @@ class Foreman:
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[Any] = queue.Queue(_WAITING)
+        self._workers, self._counted_at = (0, 0), 0.0
 
     def encode(self, groups: list[list[Task]], recipe: Recipe, pools: Pools) -> None:
         """Begin to encode: the tasks of a group are read by one worker, one after the other."""
@@ -140,7 +143,9 @@ class Foreman:
                 item = self._waiting.get_nowait()
         except queue.Empty:
             pass
-        return Answer(tables=tables, ended=ended, error=error, workers=_workers())
+        if time.monotonic() - self._counted_at > _COUNT_SECONDS:
+            self._workers, self._counted_at = _workers(), time.monotonic()
+        return Answer(tables=tables, ended=ended, error=error, workers=self._workers)
 
     def _run(self, dataset: Any) -> None:
         threading.Thread(target=self._iterate, args=(dataset,), daemon=True).start()
@@ -186,10 +191,12 @@ def _mapped(dataset: Any, stage: type, settings: dict[str, Any], pool: Pool, bat
 
 def _workers() -> tuple[int, int]:
     """Decoders and encoders that are alive, for whoever watches; zeros where Ray does not tell."""
+    ray: Any = require("ray", extra="scale")
     try:
         from ray._private import state
 
-        actors = state.actors().values()
+        job = ray.get_runtime_context().get_job_id()
+        actors = [each for each in state.actors().values() if each["JobID"] == job]
     except Exception:  # what is shown of a run must not end it
         return 0, 0
     alive = [each["ActorClassName"] for each in actors if each["State"] == "ALIVE"]

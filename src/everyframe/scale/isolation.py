@@ -119,14 +119,18 @@ class DecodeChild:
             self.close()
 
     def _ready(self) -> _Process:
-        """The process, a new one where the last is gone: it may have been killed while nobody asked it anything."""
-        if self._process is not None and not self._process.is_alive:
+        """The process, a new one where the last is gone: it may have been killed while nobody asked it anything.
+
+        Also where it has grown over many videos to half of what it may take: the next is not to blame for that.
+        """
+        if self._process is not None and not self._process.is_fit:
             self.close()
         if self._process is None:
             process = _Process(self._limits, self._threads)
             try:
                 process.ask(("start", self._planning))
                 process.answer(_START_SECONDS)
+                process.bytes_at_first = child.own_memory(process.pid)
             except _EndedError as error:
                 process.end()
                 limit = _gibibytes(self._limits.memory_bytes)
@@ -208,14 +212,17 @@ class _Process:
         self._poll = select.poll()
         self._poll.register(self._out, select.POLLIN)
         self._poll.register(self._err, select.POLLIN)
+        self.bytes_at_first = 0
         self._unsent = memoryview(b"")
         self._said = b""
         self._heard = time.monotonic()
         self._looked = 0.0
 
     @property
-    def is_alive(self) -> bool:
-        return self._popen.poll() is None
+    def is_fit(self) -> bool:
+        """Is it there, and not too large already?"""
+        most = (self.bytes_at_first + self._limits.memory_bytes) / 2
+        return self._popen.poll() is None and child.own_memory(self.pid) <= most
 
     def ask(self, request: tuple[Any, ...]) -> None:
         """It is sent while `answer` waits."""

@@ -25,7 +25,6 @@ import secrets
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -41,9 +40,7 @@ from everyframe.scale import rows
 from everyframe.scale.cluster import Cluster, ClusterError, Pools
 from everyframe.scale.events import (
     ChunkDone,
-    Event,
     Finished,
-    Nodes,
     RoundStarted,
     SegmentFailed,
     Started,
@@ -51,31 +48,30 @@ from everyframe.scale.events import (
     VideoStatus,
     Written,
 )
-from everyframe.scale.flow import Pass, PassLost, Recipe, block_bytes
+from everyframe.scale.flow import PassLost, Recipe, block_bytes
 from everyframe.scale.gather import Gather, Lost, Whole
 from everyframe.scale.listing import Listed, Listing
 from everyframe.scale.manifest import Attempt, Entry, Manifest, video_key
 from everyframe.scale.places import STATE, Place
+from everyframe.scale.probing import Prober
 from everyframe.scale.rows import Closed, EncodedChunk, Probed
+from everyframe.scale.session import TAKE_SECONDS, Session, last_line
 from everyframe.scale.shipping import Shipped
 from everyframe.scale.sinks import Sink
 from everyframe.scale.staging import Staging
-from everyframe.scale.work import PERMANENT, Failure, Limits, Stages, Task, Usage
+from everyframe.scale.work import PERMANENT, Failure, Limits, Stages, Task
 from everyframe.scale.work_list import Video, WorkList, limit
 from everyframe.scale.writer import Batch, Durable, GivenUp, Misfit, Part, Stopped, Writer
 
 if TYPE_CHECKING:
     from everyframe.encoders import Encoder
     from everyframe.scale.events import Listener
+    from everyframe.scale.report import Report
 
 logger = logging.getLogger("everyframe.scale")
 
 _MOST_FRUITLESS = 3
 _FEW = 16  # segments that are left: then it may be they, and not the cluster, why nothing comes
-_TAKE_SECONDS = 0.5
-_TICK_SECONDS = 2.0
-_PROBES = 16  # in one task
-_MOST_PROBES = 65536  # in one pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +144,8 @@ class Run:
         tell: Listener,
     ) -> None:
         self._name, self._plan, self._listing, self._output = name, plan, listing, output
-        self._cluster, self._shipped, self._tell_all = cluster, shipped, tell
+        self._shipped, self._tell = shipped, tell
+        self._session = Session(cluster, plan.stages, plan.limits, plan.stall_seconds, tell)
         calls = plan.rate / plan.encoder.batch_size
         self._work = WorkList(calls, plan.rate)
         self._gather = Gather(plan.encoder.dim)
@@ -156,24 +153,18 @@ class Run:
         self._writer = Writer(output.staging, output.sink, join_with)
         self._attempts: list[Attempt] = []
         self._entries: list[Entry] = []
-        self._usage = Usage(by_stage={"gather": 0.0})
-        self._began = self._ticked = time.monotonic()
-        self._nodes: Nodes | None = None
-        self._node_ids: set[str] = set()
-        self._workers = (0, 0)
-        self._lost_node_at = 0.0
         self._progress_at = 0.0
-        self._features = 0  # that came in this pass
-        self._pass: Pass | None = None
+        self._features = 0  # segments of this pass that are whole
+        self._blamed = 0  # and tries in it that failed
+        self._full: Any = None
 
     def run(self) -> bool:
         """All of it; True where it was interrupted. Raises ClusterError, OutputError."""
         interrupted, ended_well = False, False
         try:
-            self._cluster.check_versions()
-            self._tick()
-            probed = self._probe([each.source for each in self._listing.videos])
-            self._begin(probed)
+            self._session.begin()
+            prober = Prober(self._session, self._plan.attempts)
+            self._begin(prober.probe([each.source for each in self._listing.videos]))
             self._passes()
             ended_well = True
         except KeyboardInterrupt:
@@ -182,60 +173,10 @@ class Run:
             try:
                 self._end()
             finally:
-                self._tell(Finished(usage=self._usage, interrupted=not ended_well))
+                self._tell(Finished(usage=self._session.usage, interrupted=not ended_well))
         return interrupted
 
     # --- before the work -----------------------------------------------------------------------------------
-
-    def _probe(self, sources: Sequence[str]) -> dict[str, Probed]:
-        """What is known of each, from the cluster. What its process does not survive is tried again."""
-        found: dict[str, Probed] = {}
-        tries: Counter[str] = Counter()
-        fruitless = 0
-        while waiting := [source for source in sources if source not in found]:
-            waiting = waiting[:_MOST_PROBES]
-            size = 1 if tries else min(_PROBES, max(1, len(waiting) // 64))
-            before = len(found)
-            error = self._probe_pass([waiting[at : at + size] for at in range(0, len(waiting), size)], found, tries)
-            fruitless = fruitless + 1 if len(found) == before else 0
-            if fruitless > self._plan.attempts + _MOST_FRUITLESS:
-                raise ClusterError(f"no video can be probed on the cluster{f' ({error})' if error else ''}")
-        return found
-
-    def _probe_pass(self, groups: list[list[str]], found: dict[str, Probed], tries: Counter[str]) -> str | None:
-        answered: set[str] = set()
-        error: str | None = None
-        began = time.monotonic()
-        with self._flow() as flow:
-            try:
-                flow.probe(groups, self._plan.limits, self._cluster.pools(self._plan.stages))
-                while True:
-                    answer = flow.take(_TAKE_SECONDS)
-                    for probed in (each for table in answer.tables for each in rows.probes(table)):
-                        began = time.monotonic()
-                        answered.add(probed.source)
-                        self._take_probe(probed, found, tries)
-                    self._tick()
-                    if answer.ended or time.monotonic() - began > self._patience(began):
-                        error = answer.error
-                        break
-            except PassLost as lost:
-                error = str(lost)
-        self._refuse_versions(error)
-        for source in (each for group in groups for each in group if each not in answered):
-            message = f"{source}: it was not probed; its worker died, or gave no answer"
-            failure = Failure(source=source, kind="lost", message=message)
-            self._take_probe(Probed(source=source, failure=failure), found, tries)
-        return error
-
-    def _take_probe(self, probed: Probed, found: dict[str, Probed], tries: Counter[str]) -> None:
-        failure = probed.failure
-        if failure is None:
-            found[probed.source] = probed
-            return
-        tries[probed.source] += 1
-        if tries[probed.source] >= limit(failure.kind, self._plan.attempts):
-            found[probed.source] = replace(probed, failure=replace(failure, attempts=tries[probed.source]))
 
     def _begin(self, probed: dict[str, Probed]) -> None:
         """Decide on each video, and tell of those that are decided."""
@@ -273,11 +214,11 @@ class Run:
                 videos=len(videos),
                 segments=sum(len(video.left) for video in videos),
                 seconds=sum(video.seconds_of(each, self._plan.rate) for video in videos for each in video.left),
-                cluster=self._cluster_facts(),
+                cluster=self._session.facts(),
             )
         )
-        if self._nodes is not None:
-            self._tell(self._nodes)
+        if self._session.nodes is not None:
+            self._tell(self._session.nodes)
         for event in told:
             self._tell(event)
         for video in videos:
@@ -345,58 +286,56 @@ class Run:
                 if not self._work:
                     return
             number += 1
-            self._cluster.check_versions()
-            pools = self._cluster.pools(self._plan.stages, self._tick)
-            groups = self._work.groups(int(sum(node.cpus for node in self._cluster.nodes())))
+            pools = self._session.pools()
+            groups = self._work.groups(self._session.cpus())
             tasks = [task for group in groups for task in group]
             self._tell(RoundStarted(number=number, segments=len(tasks)))
-            self._features, few = 0, len(tasks) <= _FEW
+            self._features, self._blamed, few = 0, 0, len(tasks) <= _FEW
             error = self._one_pass(groups, tasks, pools) or error
             self._record()
             fruitless = 0 if self._features else fruitless + 1
-            if fruitless >= _MOST_FRUITLESS and not few:
-                reason = f"; the last error: {error}" if error else ""
+            # Where all that is left fails, and is counted, that comes to an end by itself.
+            if fruitless >= _MOST_FRUITLESS and not (few and self._blamed):
+                reason = f"; the last error: {last_line(error)}" if error else ""
                 raise ClusterError(f"the cluster gave no features in {fruitless} passes{reason}")
 
     def _one_pass(self, groups: list[list[Task]], tasks: list[Task], pools: Pools) -> str | None:
         """One pass over these tasks; what went wrong with it, if anything."""
-        plan = self._plan
-        ray: Any = require("ray", extra="scale")
         self._gather.expect(tasks)
         error, stalled = None, False
         self._progress_at = time.monotonic()
-        with self._flow() as flow:
+        with self._session.flow() as flow:
             try:
-                full = ray.put(np.frombuffer(self._shipped.full, np.uint8))
-                size = block_bytes(plan.encoder)
-                flow.encode(
-                    groups,
-                    Recipe(
-                        planning=self._shipped.planning,
-                        full=[full],
-                        sampling=plan.sampling,
-                        limits=plan.limits,
-                        block_bytes=size,
-                    ),
-                    pools,
-                )
+                flow.encode(groups, self._recipe(), pools)
                 while True:
-                    answer = flow.take(_TAKE_SECONDS)
-                    self._workers = answer.workers
+                    answer = flow.take(TAKE_SECONDS)
+                    self._session.workers = answer.workers
                     self._take(answer.tables)
                     self._drain()
                     self._tick()
                     if answer.ended:
                         error = answer.error
                         break
-                    if time.monotonic() - self._progress_at > self._patience(self._progress_at):
+                    if self._session.is_stalled(self._progress_at):
                         stalled, error = True, "nothing came for too long"
                         break
             except PassLost as lost:
                 error = str(lost)
-        self._refuse_versions(error)
+        self._session.refuse_versions(error)
         self._settle_missing(error, stalled)
         return error
+
+    def _recipe(self) -> Recipe:
+        ray: Any = require("ray", extra="scale")
+        if self._full is None:  # kept: it goes to the cluster once
+            self._full = ray.put(np.frombuffer(self._shipped.full, np.uint8))
+        return Recipe(
+            planning=self._shipped.planning,
+            full=[self._full],
+            sampling=self._plan.sampling,
+            limits=self._plan.limits,
+            block_bytes=block_bytes(self._plan.encoder),
+        )
 
     def _take(self, tables: Sequence[Any]) -> None:
         began = time.monotonic()
@@ -413,7 +352,7 @@ class Run:
                 self._pass_on(outcome)
             elif isinstance(outcome, Lost):
                 self._lost(outcome.task, outcome.failure)
-        self._usage.by_stage["gather"] += time.monotonic() - began
+        self._session.usage.by_stage["gather"] += time.monotonic() - began
 
     def _pass_on(self, whole: Whole) -> None:
         """To the writer; while it has no room, nothing more is taken from the cluster."""
@@ -433,7 +372,7 @@ class Run:
         self._progress_at = time.monotonic()
 
     def _hand_over(self, part: Part) -> None:
-        while not self._writer.put(part, _TAKE_SECONDS):
+        while not self._writer.put(part, TAKE_SECONDS):
             self._drain()
             self._tick()
 
@@ -442,6 +381,7 @@ class Run:
         video = self._work.get(task.key)
         if video is None or task.segment not in video.left:
             return
+        self._blamed += 1
         again = video.failed(task.segment, failure.kind) < limit(failure.kind, self._plan.attempts)
         bounds = (task.segment.first, task.segment.stop)
         self._tell(
@@ -467,8 +407,9 @@ class Run:
         if not missing:
             return
         # Under way in a pass that broke off were those of which something had come, or else the first.
-        begun = {task for task, came in missing if came} or {task for task, _ in missing[: max(sum(self._workers), 1)]}
-        blameless = self._lost_node_at >= self._progress_at
+        workers = max(sum(self._session.workers), 1)
+        begun = {task for task, came in missing if came} or {task for task, _ in missing[:workers]}
+        blameless = self._session.lost_node_after(self._progress_at)
         put_back = []
         for task, _ in missing:
             self._gather.forget(task)
@@ -536,85 +477,26 @@ class Run:
     # --- all the time --------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Every now and then: what the cluster has, and what is to be recorded."""
-        now = time.monotonic()
-        if self._node_ids and now - self._ticked < _TICK_SECONDS:
-            return
-        nodes = self._cluster.nodes()
-        ids = {node.id for node in nodes}
-        if self._node_ids - ids:
-            self._lost_node_at = now
-        self._node_ids = ids
-        seconds, self._ticked = now - self._ticked, now
-        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-        self._usage.cpu_hours += cpus * seconds / 3600
-        self._usage.gpu_hours += gpus * seconds / 3600
-        self._usage.node_hours += len(nodes) * seconds / 3600
-        decoders, encoders = self._workers
-        has = Nodes(nodes=len(nodes), cpus=cpus, gpus=gpus, decoders=decoders, encoders=encoders)
-        if has != self._nodes:
-            self._nodes = has
-            self._tell(has)
-        self._record()
+        if self._session.tick():
+            self._record()
 
     def _record(self) -> None:
         if self._entries or self._attempts:
             entries, attempts, self._entries, self._attempts = self._entries, self._attempts, [], []
             self._output.manifest.record(entries, attempts)
 
-    def _patience(self, since: float) -> float:
-        """Seconds without a sign of work after which a pass is begun anew."""
-        if self._lost_node_at >= since:
-            return min(self._plan.stall_seconds, max(60.0, self._plan.limits.seconds))
-        return self._plan.stall_seconds
-
-    def _refuse_versions(self, error: str | None) -> None:
-        """A node that joined with other versions refuses to work; raise ClusterError, which names it."""
-        if error is not None and "VersionMismatch" in error:
-            self._cluster.check_versions()
-            line = next((each for each in error.splitlines() if "VersionMismatch:" in each), error)
-            raise ClusterError(line.partition("VersionMismatch:")[2].strip() or line)
-
-    @contextlib.contextmanager
-    def _flow(self) -> Iterator[Pass]:
-        """What drives a pass: that of the last one, if it came to its end."""
-        flow, self._pass = self._pass or Pass(self._cluster), None
-        ended = False
-        try:
-            yield flow
-            ended = flow.ended
-        finally:
-            if ended:
-                self._pass = flow
-            else:
-                flow.close()
-
     def _end(self) -> None:
         """All that is whole becomes durable, and all that is known is recorded."""
-        if self._pass is not None:
-            self._pass.close()
+        self._session.close()
         self._writer.flush(close=True)
         failed = None
         try:
             self._drain()
         except Exception as error:  # an output that cannot be used: what can be said is said first
             failed = error
-        self._usage.wall_seconds = time.monotonic() - self._began
         self._record()
         if failed is not None:
             raise failed
-
-    def _cluster_facts(self) -> dict[str, Any]:
-        nodes = self._cluster.nodes()
-        return {
-            "address": self._cluster.address,
-            "nodes": len(nodes),
-            "cpus": sum(node.cpus for node in nodes),
-            "gpus": sum(node.gpus for node in nodes),
-        }
-
-    def _tell(self, event: Event) -> None:
-        self._tell_all(event)
 
     def _tell_chunk(self, chunk: EncodedChunk) -> None:
         video = self._work.get(chunk.task.key)
@@ -632,9 +514,9 @@ class Run:
         )
 
 
-def write_report(place: Place, run: str, text: str) -> None:
+def write_report(place: Place, report: Report) -> None:
     """OUT/.everyframe/report-RUN.json. Raises OutputError."""
-    place.write(f"{STATE}/report-{run}.json", text.encode())
+    place.write(f"{STATE}/{report.file_name}", report.to_json().encode())
 
 
 def _done(entry: Entry, status: VideoStatus) -> VideoDone:
