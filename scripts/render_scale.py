@@ -17,7 +17,7 @@ from everyframe.backbone.presets import skeleton
 from everyframe.scale.capacity import Machine, Rates, Workload, cores_per_gpu, predict, together
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-HOURS, DAYS = 1_000_000, 14
+HOURS, DAYS = 1_000_000, 30
 
 # Assumptions, all of them: sizes like those that clouds rent, in physical cores as fast as the measured one, at round
 # prices; peaks of dense bfloat16 from data sheets.
@@ -54,7 +54,7 @@ def stated(spread: dict[str, float], times: float = 1.0) -> str:
 
 def heading(record: dict[str, Any]) -> str:
     machine = record["machine"]
-    text = f"{machine['cores']} cores of a {machine['processor']}, load {record['load_before']:.1f} before"
+    text = f"{machine['cores']} cores ({machine['processor']}), load {record['load_before']:.1f} before"
     return f"**Of a --quick run on a busy machine: not to be relied on.** {text}" if record["quick"] else text
 
 
@@ -108,7 +108,7 @@ def workload(name: str, record: dict[str, Any], **facts: Any) -> Workload:
     """720p at 3 frames/s in ReuseEncoder's fixed plan, as it was measured."""
     settings = record["settings"]
     encoder = ReuseEncoder(skeleton(name), interleave=settings["interleave"], drop=settings["drop"])
-    return Workload.of(encoder, hours=HOURS, format="webdataset", dim=encoder.dim, mbits=2.5, **facts)
+    return Workload.of(encoder, hours=HOURS, format="npz", dim=encoder.dim, mbits=2.5, **facts)
 
 
 def rates_of(record: dict[str, Any]) -> Rates:
@@ -121,7 +121,7 @@ def beside(machine: Machine, work: Workload, rates: Rates) -> Machine:
     count = math.ceil(missing / CPU.cores)
     if count < 1:
         return machine
-    return together(f"{machine.name}, with {count} CPU machines", [(machine, 1), (CPU, count)])
+    return together(f"{machine.name}, and {count} x {CPU.name}", [(machine, 1), (CPU, count)])
 
 
 def machines_table() -> str:
@@ -142,8 +142,8 @@ def machines_table() -> str:
     rows_text = f"{features / 1e9:.1f} billion features, {features * work.dim * 4 / 1e12:.0f} TB in float32"
     return (
         f"{HOURS:,} hours of 720p at 30 frames/s, 3 sampled a second, interleave {work.interleave} and drop "
-        f"{record['settings']['drop']}; {rows_text} of {work.dim} dimensions; the fewest units that end within "
-        f"{DAYS} days. GPUs reach {SMALL_GPU.gpu_achieved:.0%} of their peak (assumed):\n\n{table(head, rows)}\n\n"
+        f"{record['settings']['drop']}; {rows_text} of {work.dim} dimensions, in npz files; the fewest units that end "
+        f"within {DAYS} days. GPUs reach {SMALL_GPU.gpu_achieved:.0%} of peak (assumed):\n\n{table(head, rows)}\n\n"
         f"The driver alone gathers and writes for "
         f"{predict(work, CPU, rates, machines=1).by_resource['driver'] / 24:.1f} days of that, whatever the number "
         f"of machines. Of a core {rates.efficiency.value:.0%} of what its stages promise is counted "

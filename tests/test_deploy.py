@@ -126,12 +126,14 @@ STAND_INS = {
     "scontrol": 'case $1 in show) printf "%s\\n" localhost localhost localhost;; requeue) echo "requeue $2";; esac '
     '>> >(tee -a "$WORK/scontrol")',
     "srun": 'echo "srun $*" >> "$WORK/srun"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "ray": 'echo "ray $* $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}" >> "$WORK/ray"; echo $$ >> "$WORK/pids"; exec sleep 60',
+    "ray": 'echo "ray $* $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}" >> "$WORK/ray"; echo $$ >> "$WORK/pids"; '
+    '[[ ${HEAD_FAILS:-} && $* == *--head* ]] && exit "$HEAD_FAILS"; exec sleep 60',
     "everyframe": 'echo "everyframe $* $RAY_ADDRESS" >> "$WORK/everyframe"; '
     "trap 'echo ended in order >> \"$WORK/everyframe\"; exit 130' TERM; "
     "for _ in $(seq ${SECONDS_OF_WORK:-0}0); do sleep 0.1; done; exit ${CODE:-0}",
     # Of the script's two Python programs one asks Ray how many nodes there are; that takes a cluster.
     "python": 'if [[ $1 == -c ]]; then exec "$REAL_PYTHON" "$@"; fi; cat > "$WORK/wait.py"; echo "$2 of $2 nodes"; '
+    "[[ ${HEAD_FAILS:-} ]] && exec sleep 60; "
     'for _ in $(seq 100); do [[ $(wc -l < "$WORK/pids") == 3 ]] && break; sleep 0.05; done',
 }
 
@@ -191,6 +193,13 @@ def test_the_sbatch_script_ends_with_the_drivers_exit_code(tmp_path: Path) -> No
     job = Job(tmp_path, "videos", CODE="1")
     assert job.end() == 1
     assert job.alive == []
+
+
+@pytest.mark.parametrize("code", ["0", "1"])
+def test_a_head_that_does_not_start_ends_the_job(tmp_path: Path, code: str) -> None:
+    job = Job(tmp_path, "videos", HEAD_FAILS=code)
+    assert job.end() == 1
+    assert job.said("everyframe") == [] and job.alive == []
 
 
 @pytest.mark.parametrize("requeue", ["0", "1"])

@@ -101,21 +101,20 @@ def encode(
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     run = new_run()
     builder = ReportBuilder(run=run, price=price)
-    with ended_by_sigterm():
-        listing = list_videos([os.fspath(path) for path in named], column=column, id_column=id_column)
-        with connect(cluster) as reached:
-            place = open_place(out)
-            with Manifest(place, run=run) as manifest:
-                if retry_failed:
-                    manifest.forget_failures()
-                asked = {"provenance": plan.provenance, "keep_partial": reading.keep_partial}
-                sink = open_sink(place, format, manifest=manifest, **asked)  # type: ignore[arg-type]
-                output = Output(place=place, manifest=manifest, staging=Staging(place), sink=sink)
-                tell = Audience([builder, *listeners], builder)
-                try:
-                    Run(run, plan, listing, output, reached, shipped, tell).run()
-                finally:
-                    write_report(place, builder.report())
+    listing = list_videos([os.fspath(path) for path in named], column=column, id_column=id_column)
+    with connect(cluster) as reached, ended_by_sigterm():  # in this order: Ray sets a handler of its own
+        place = open_place(out)
+        with Manifest(place, run=run) as manifest:
+            if retry_failed:
+                manifest.forget_failures()
+            asked = {"provenance": plan.provenance, "keep_partial": reading.keep_partial}
+            sink = open_sink(place, format, manifest=manifest, **asked)  # type: ignore[arg-type]
+            output = Output(place=place, manifest=manifest, staging=Staging(place), sink=sink)
+            tell = Audience([builder, *listeners], builder)
+            try:
+                Run(run, plan, listing, output, reached, shipped, tell).run()
+            finally:
+                write_report(place, builder.report())
     return builder.report()
 
 

@@ -26,7 +26,7 @@ from everyframe.scale.work import Stages
 logger = logging.getLogger("everyframe.scale")
 
 _REACH_SECONDS = 5.0
-_CONNECT_SECONDS = 60.0
+_GONE_SECONDS = 20.0  # a head that is restarted in place has so long
 _NODE_SECONDS = 180.0  # until a node has started a process and told its versions
 _WAIT_SECONDS = 600.0  # for nodes, where there is no room for one worker of each stage
 _SAME = ("everyframe", "torch", "av", "python")
@@ -73,17 +73,29 @@ class Pools:
 
 
 class Cluster:
-    """A cluster that this process is connected to; see `connect`. remote: through Ray's client, from outside."""
+    """A cluster that this process is connected to; see `connect`. remote: through Ray's client, from outside.
+
+    gone: its head no longer answers. Ray ends a process that is connected to such a cluster after a minute, whatever it
+    does; until then there is time to say what has become of the work.
+    """
 
     def __init__(self, address: str, *, remote: bool, local: bool) -> None:
         self.address = address
         self.remote = remote
+        self.gone = False
         self._local = local
+        self._door = _door(address if address.startswith("ray://") else None)
         self._same: set[str] = set()  # nodes that were asked already
 
     def nodes(self) -> list[Node]:
         """Those that are alive. Raises ClusterError where the cluster no longer answers."""
         ray: Any = require("ray", extra="scale")
+        give_up = time.monotonic() + _GONE_SECONDS
+        while not _opens(self._door):  # asked first: Ray itself would wait until it ends this process
+            if time.monotonic() > give_up:
+                self.gone = True
+                raise ClusterError(f"the head of the Ray cluster at {self.address} no longer answers; start it again")
+            time.sleep(1.0)
         try:
             found = ray.nodes()
         except Exception as error:
@@ -155,9 +167,17 @@ def connect(cluster: str) -> Iterator[Cluster]:
         _init(address)
         try:
             remote = address.startswith("ray://")
-            yield Cluster("this machine" if address == "local" else address, remote=remote, local=address == "local")
-        finally:
+            reached = Cluster(
+                "this machine" if address == "local" else address, remote=remote, local=address == "local"
+            )
+        except BaseException:
             ray.shutdown()
+            raise
+        try:
+            yield reached
+        finally:
+            if not reached.gone:  # it would wait for the head
+                ray.shutdown()
     finally:
         quiet()
 
@@ -170,7 +190,7 @@ def _init(address: str) -> None:
         given |= {"num_cpus": max(os.cpu_count() or 2, 2), "include_dashboard": False}
     try:
         ray.init(address=address, **given)
-    except (Exception, SystemExit) as error:  # Ray raises all kinds, and leaves where the versions differ
+    except Exception as error:  # Ray raises all kinds
         reason = _reason(error)
         if "ersion mismatch" in str(error):
             raise ClusterError(
@@ -246,6 +266,25 @@ def _quiet_console() -> Callable[[], None]:
         worker.print_to_stdstream = before
 
     return undo
+
+
+def _door(client: str | None) -> tuple[str, int]:
+    """Where the head listens: its client server, for who came in there, or what all nodes report to."""
+    ray: Any = require("ray", extra="scale")
+    address = client or ("" if _is_client() else ray.get_runtime_context().gcs_address)
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    return host.strip("[]"), int(port or 0)
+
+
+def _opens(door: tuple[str, int]) -> bool:
+    """Is somebody there? Yes, where nobody knows which door it is."""
+    if not door[0]:
+        return True
+    try:
+        with socket.create_connection(door, timeout=_REACH_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def _is_client() -> bool:

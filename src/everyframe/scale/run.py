@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everyframe.scale")
 
 _MOST_FRUITLESS = 3
+_NOT_KEPT = ("missing", "unreachable")  # what may be there the next time is looked for again
 _FEW = 16  # segments that are left: then it may be they, and not the cluster, why nothing comes
 
 
@@ -156,6 +157,7 @@ class Run:
         self._progress_at = 0.0
         self._features = 0  # segments of this pass that are whole
         self._blamed = 0  # and tries in it that failed
+        self._held = 0.0  # seconds that the writer had no room
         self._full: Any = None
 
     def run(self) -> bool:
@@ -181,6 +183,7 @@ class Run:
     def _begin(self, probed: dict[str, Probed]) -> None:
         """Decide on each video, and tell of those that are decided."""
         told: list[VideoDone] = []
+        adopted: dict[str, Entry] = {}
         skipped = 0
         for failure in self._listing.missing:
             told.append(VideoDone(source=failure.source, key=None, status="failed", failure=failure))
@@ -191,7 +194,10 @@ class Run:
             if first is not None:
                 first.twins.append(listed)
                 continue
-            settled = self._settled(key, listed, facts)
+            if key in adopted:
+                told.append(self._copy(key, listed, adopted[key]))
+                continue
+            settled = self._settled(key, listed, facts, adopted)
             if settled is None:
                 self._work.add(self._video(key, listed, facts))
             elif settled.status == "skipped" and self._is_new_copy(key, listed):
@@ -225,8 +231,8 @@ class Run:
             if not video.left:  # the last run was ended between its last part and its output
                 self._hand_over(Part(key=video.key, listed=video.listed, features=None, only=False, last=True))
 
-    def _settled(self, key: str, listed: Listed, probed: Probed) -> VideoDone | None:
-        """What is decided of a video already; None where there is work to do."""
+    def _settled(self, key: str, listed: Listed, probed: Probed, found: dict[str, Entry]) -> VideoDone | None:
+        """What is decided of a video already; None where there is work to do. found: takes what is adopted."""
         manifest, sink = self._output.manifest, self._output.sink
         keep_partial = self._plan.sampling.keep_partial
         entry = manifest.settled(key, keep_partial=keep_partial)
@@ -243,6 +249,7 @@ class Run:
         if adopted is None:
             return None
         self._entries.append(adopted)
+        found[key] = adopted
         return replace(_done(adopted, "adopted"), source=listed.source)
 
     def _video(self, key: str, listed: Listed, probed: Probed) -> Video:
@@ -338,7 +345,7 @@ class Run:
         )
 
     def _take(self, tables: Sequence[Any]) -> None:
-        began = time.monotonic()
+        began, self._held = time.monotonic(), 0.0
         for result in (each for table in tables for each in rows.results(table)):
             if isinstance(result, EncodedChunk) and self._gather.is_news(result):
                 self._tell_chunk(result)
@@ -352,7 +359,7 @@ class Run:
                 self._pass_on(outcome)
             elif isinstance(outcome, Lost):
                 self._lost(outcome.task, outcome.failure)
-        self._session.usage.by_stage["gather"] += time.monotonic() - began
+        self._session.usage.by_stage["gather"] += time.monotonic() - began - self._held
 
     def _pass_on(self, whole: Whole) -> None:
         """To the writer; while it has no room, nothing more is taken from the cluster."""
@@ -372,9 +379,11 @@ class Run:
         self._progress_at = time.monotonic()
 
     def _hand_over(self, part: Part) -> None:
+        began = time.monotonic()
         while not self._writer.put(part, TAKE_SECONDS):
             self._drain()
             self._tick()
+        self._held += time.monotonic() - began
 
     def _lost(self, task: Task, failure: Failure) -> None:
         """A try at a segment came to nothing: it is tried again, or its video is given up."""
@@ -433,7 +442,7 @@ class Run:
         self, key: str, listed: Listed, failure: Failure, *, record: bool = False, seconds: float = 0.0
     ) -> VideoDone:
         status: VideoStatus = "failed" if failure.kind in PERMANENT or failure.kind == "output" else "quarantined"
-        if record:
+        if record and failure.kind not in _NOT_KEPT:
             entry = Entry(
                 key=key,
                 source=listed.source,

@@ -64,7 +64,7 @@ class Session:
         finally:
             if ended:
                 self._pass = flow
-            else:
+            elif not self._cluster.gone:
                 flow.close()
 
     def tick(self) -> bool:
@@ -105,7 +105,7 @@ class Session:
 
     def close(self) -> None:
         """End what is left of the last pass."""
-        if self._pass is not None:
+        if self._pass is not None and not self._cluster.gone:
             self._pass.close()
         self.usage.wall_seconds = time.monotonic() - self._began
 
