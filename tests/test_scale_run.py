@@ -46,7 +46,7 @@ def mixed(cluster, encoder, tmp_path_factory):
     """One run over all kinds of videos and of trouble, and what it said."""
     folder = tmp_path_factory.mktemp("mixed")
     good = cases.videos(folder / "good", "video", [41, 4, 3.3, 2, 0.5, 8])
-    crash, hang = cases.videos(folder, "poison", [60, 60], size=(240, 320))
+    crash, hang = cases.videos(folder, "poison", [11, 11], size=(480, 640))  # a segment each
     (folder / "good" / "copy.mp4").write_bytes(good[1].read_bytes())
     damaged = folder / "damaged.mp4"
     damaged.write_bytes(good[0].read_bytes()[:4000])
