@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 import stat
 import threading
@@ -19,9 +18,9 @@ from starlette.responses import Response
 
 from everyframe.serve.errors import NotFound
 from everyframe.serve.ranges import Span, Unsatisfiable, etag_matches, http_date, parse_range, still_current
+from everyframe.video.identity import fingerprint
 
 _CHUNK = 1 << 18
-_ENDS = 1 << 18  # as everyframe.video.identity hashes them
 _REMEMBERED = 4096
 _TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "avi": "video/x-msvideo", "mpegts": "video/mp2t"}
 _PLAYED = ("h264", "vp8", "vp9", "av1")
@@ -86,12 +85,7 @@ class KnownFiles:
 
 def fingerprint_of(handle: int, size: int) -> str:
     """What `everyframe.video.identity` says of the file, read from an open one."""
-    digest = hashlib.sha256(str(size).encode())
-    for start, end in ((0, min(_ENDS, size)), (max(size - _ENDS, 0), size)):
-        while start < end and (piece := os.pread(handle, end - start, start)):
-            digest.update(piece)
-            start += len(piece)
-    return digest.hexdigest()[:32]
+    return fingerprint(size, lambda start, count: os.pread(handle, count, start))
 
 
 def playable(codec: str | None, container: str | None, name: str) -> bool:

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 from everyframe.extras import require
 from everyframe.video.errors import MissingVideoError, UnreachableError, VideoError
 
-END_BYTES = 1 << 18
-"""What is read first wherever reading starts, and what `identity` hashes of both ends of a file."""
+_FIRST_BYTES = 1 << 18  # of a piece, wherever reading starts
 _MOST_AT_ONCE = 8 << 20
 _MOST_KEPT = 16 << 20
 
@@ -108,6 +107,7 @@ class RemoteFile(io.RawIOBase):
         """What was asked of the server so far."""
         self._position = 0
         self._pieces: dict[int, bytes] = {}  # by where they start; the one used last is the last
+        self._file: Any = None
         system, path = filesystem(address)
         if _scheme(address) in _OBJECT_STORES and "/" not in path.strip("/"):
             raise VideoError(f"{address}: is a bucket; name the video files in it")
@@ -141,18 +141,24 @@ class RemoteFile(io.RawIOBase):
             self._position += len(part)
         return done
 
+    def read_at(self, start: int, count: int) -> bytes:
+        """These bytes, fewer at the end of the file, in one request for no more than them; nothing is kept."""
+        end = min(start + count, self.size)
+        return reading(self.name, lambda: self._fetch(start, end)) if start < end else b""
+
     def readall(self) -> bytes:
         return self.read(max(self.size - self._position, 0)) or b""
 
     def close(self) -> None:
         if not self.closed:
             self._pieces.clear()
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         super().close()
 
     def _piece(self, position: int) -> tuple[int, bytes]:
         """Where the piece that holds a position starts, and its bytes."""
-        size = END_BYTES
+        size = _FIRST_BYTES
         for start, piece in self._pieces.items():
             if start <= position < start + len(piece):
                 self._pieces[start] = self._pieces.pop(start)
