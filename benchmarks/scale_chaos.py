@@ -1,20 +1,23 @@
 """Workers, nodes and drivers killed at random moments on a real cluster: is a video lost, doubled or wrong afterwards?
 
-    python benchmarks/scale_chaos.py [--kills 100] [--seed 0] [--minutes 90] [--out benchmarks/results/scale_chaos.json]
+    python benchmarks/scale_chaos.py [--kills 100] [--seed 0] [--minutes 25] [--out benchmarks/results/scale_chaos.json]
 
 The cluster is a head and two nodes of two CPUs on this machine; the driver is a process of its own. A trial encodes
-the same videos (one long one in segments, the others short) into an output of its own, while every few seconds, at a
-random moment, one thing is killed with SIGKILL, without warning:
+the same videos (one long one in segments, the others short) into an output of its own, while every 3 to 6 seconds, at a
+random moment, one thing is killed with SIGKILL, without warning, until the videos are done or `MOST_KILLS` is reached:
 
 worker   a process of a stage, or of Ray Data's driver on the cluster
 child    a process that decodes
-node     all processes of a node; a new node joins at once
-driver   the driver; another one is started at once
+node     all processes of a node; another one is started meanwhile, and until it is there no further node is killed
+driver   the driver; another one is started at once. One that has no features yet is mostly spared. Another one is
+         started, too, where the driver gives the cluster up by itself, with ClusterError, as it may where things die
+         faster than they start; these are counted ("gave_up")
 
 After each kill of a driver, and at the end of each trial, the output is looked at from outside. Lost: a video that is
 not there at the end, or one that was durable and no longer is. Doubled: one that the manifest has twice as done, or
 whose file was written again after it was durable. Wrong: features that are not those of one machine, to 1e-5. A trial
-ends when a driver does, of its own accord.
+ends when a driver does, of its own accord. Of a kill it is noted whether its driver had features of any video at that
+moment ("at_work"); work is what all drivers of a trial encoded, over what there is to encode.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,76 +46,146 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import everyframe as ef
 import scale_cases as cases
 from everyframe import scale
+from everyframe.scale.events import ChunkDone, Event
 from everyframe.version import package_version
 
 KINDS = ("worker", "child", "node", "driver")
-WEIGHTS = (3, 2, 2, 3)
-MOST_KILLS = 6  # in a trial, so that each comes to its end
+WEIGHTS = (4, 3, 2, 2)
+MOST_KILLS = 16  # in a trial, so that each comes to its end
+PAUSE = (3.0, 6.0)  # seconds between two
 FPS = 3.0
-LONG_SECONDS, SHORT_SECONDS, SHORT = 90, 8, 40
+LONG_SECONDS, SHORT_SECONDS, SHORT = 120, 4, 60
 TRIAL_SECONDS = 900
+EARLY = 0.2  # of the drivers that were to be killed while they start: else nothing but starts would be killed
+GAVE_UP = 4  # exit code of a driver
 
 
-def drive(paths: list[str], out: str, address: str) -> None:
-    """The driver; its exit code says whether every video has its features."""
+def drive(paths: list[str], out: str, address: str, told: str) -> None:
+    """The driver; its exit code says whether every video has its features. told: a file that gets frames encoded."""
     stages = scale.Stages(decoders=(1, 2), encoders=(1, 2))
     encoder = ef.ResidualViT(ef.load("bundled", device="cpu"), batch_size=16)
-    report = scale.encode(
-        paths,
-        encoder,
-        out=out,
-        cluster=address,
-        stages=stages,
-        segment_seconds=10,
-        attempts=8,  # kills are none of the videos' fault, and there are many
-        limits=scale.Limits(seconds=60),
-        stall_seconds=120,
-    )
+    with open(told, "w", buffering=1) as file:
+
+        def tell(event: Event) -> None:
+            if isinstance(event, ChunkDone):
+                print(event.frames, file=file)
+
+        try:
+            report = scale.encode(
+                paths,
+                encoder,
+                out=out,
+                cluster=address,
+                stages=stages,
+                segment_seconds=10,
+                attempts=30,  # kills are none of the videos' fault, and there are many
+                limits=scale.Limits(seconds=30),
+                stall_seconds=60,
+                listeners=[tell],
+            )
+        except scale.ClusterError as error:
+            print(f"a driver gave up: {error}", file=sys.stderr, flush=True)
+            sys.exit(GAVE_UP)
+    for failure in report.failures:
+        print(f"given up: {failure.kind}: {failure.message}", file=sys.stderr, flush=True)
     sys.exit(0 if report.good else 3)
+
+
+class Machines:
+    """The nodes of the cluster. One is killed at once, and started in the background."""
+
+    def __init__(self) -> None:
+        self.cluster = cases.LocalCluster(nodes=2)
+        self.cluster.add_from_any_thread()
+        self._starts = ThreadPoolExecutor(1)
+        self._lock = threading.Lock()
+
+    def kill(self, rng: random.Random) -> bool:
+        """False while the last one that was killed is not back."""
+        with self._lock:
+            nodes = list(self.cluster.nodes)
+            if len(nodes) < 2:
+                return False
+            self.cluster.remove(rng.choice(nodes))
+        self._starts.submit(self._start)
+        return True
+
+    def _start(self) -> None:
+        try:
+            self.cluster.add()
+        except Exception as error:  # it may be killed while it starts: then another one is
+            print(f"a node did not start ({error}); once more", file=sys.stderr, flush=True)
+            self.cluster.add()
+
+    def close(self) -> None:
+        self._starts.shutdown()
+        self.cluster.close()
 
 
 class Trial:
     """One output, from nothing to the end."""
 
-    def __init__(self, cluster: cases.LocalCluster, videos: list[Path], out: Path, forks: Any, rng: random.Random):
-        self._cluster, self._videos, self._out, self._forks, self._rng = cluster, videos, out, forks, rng
+    def __init__(self, machines: Machines, videos: list[Path], out: Path, forks: Any, rng: random.Random):
+        self._machines, self._videos, self._out, self._forks, self._rng = machines, videos, out, forks, rng
+        self._cluster = machines.cluster
         self.killed: Counter[str] = Counter()
+        self.at_work = self.gave_up = self.drivers = self.frames = 0
         self.trouble: list[str] = []
         self._seen: dict[str, tuple[str, int]] = {}  # by source: the durable file, and when it was written
+        self._began = time.monotonic()
         self._driver = self._start()
 
     def _start(self) -> Any:
+        self.drivers += 1
+        self._told = self._out.with_name(f"{self._out.name}-told{self.drivers}")
         names = [str(path) for path in self._videos]
-        driver = self._forks.Process(target=drive, args=(names, str(self._out), self._cluster.address))
+        settings = (names, str(self._out), self._cluster.address, str(self._told))
+        driver = self._forks.Process(target=drive, args=settings)
         driver.start()
         return driver
 
+    def _encoded(self) -> int:
+        """Frames, by the present driver."""
+        return sum(map(int, self._told.read_text().split())) if self._told.exists() else 0
+
     def run(self, most: int) -> float:
         """Kill up to so many things; seconds that it took."""
-        began = time.monotonic()
-        wait = self._rng.uniform(2, 25)
-        while self._driver.is_alive() and time.monotonic() - began < TRIAL_SECONDS:
-            self._driver.join(timeout=wait)
-            wait = self._rng.uniform(1, 12)
-            if self._driver.is_alive() and sum(self.killed.values()) < most:
-                self._kill(self._rng.choices(KINDS, WEIGHTS)[0])
+        while time.monotonic() - self._began < TRIAL_SECONDS:
+            self._driver.join(timeout=self._rng.uniform(*PAUSE))
+            if self._driver.is_alive():
+                if sum(self.killed.values()) < most:
+                    self._kill(self._rng.choices(KINDS, WEIGHTS)[0])
+                continue
+            if self._driver.exitcode != GAVE_UP:
+                break
+            self.gave_up += 1
+            self._next()
         if self._driver.is_alive():
             self._driver.kill()
             self.trouble.append(f"it did not end within {TRIAL_SECONDS} s")
         elif self._driver.exitcode != 0:
             self.trouble.append(f"the last driver ended with {self._driver.exitcode}")
+        self.frames += self._encoded()
         self._look(last=True)
-        return time.monotonic() - began
+        return time.monotonic() - self._began
+
+    def _next(self) -> None:
+        """The driver has ended: another one."""
+        self.frames += self._encoded()
+        self._look(last=False)
+        self._driver = self._start()
 
     def _kill(self, kind: str) -> None:
+        at_work = self._encoded() > 0
         if kind == "driver":
+            if not at_work and self._rng.random() > EARLY:
+                return
             self._driver.kill()
             self._driver.join()
-            self._look(last=False)
-            self._driver = self._start()
+            self._next()
         elif kind == "node":
-            self._cluster.remove(self._rng.choice(self._cluster.nodes))
-            self._cluster.add()
+            if not self._machines.kill(self._rng):
+                return
         else:
             found = self._workers() if kind == "worker" else self._cluster.children()
             if not found:
@@ -120,6 +195,9 @@ class Trial:
             except ProcessLookupError:
                 return
         self.killed[kind] += 1
+        self.at_work += at_work
+        seconds = time.monotonic() - self._began
+        print(f"  {seconds:.0f} s: {kind}{', at work' if at_work else ''}", file=sys.stderr, flush=True)
 
     def _workers(self) -> list[int]:
         return [
@@ -158,42 +236,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=90, help="no trial begins after so long")
+    parser.add_argument("--minutes", type=float, default=25, help="no trial begins after so long")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["everyframe.scale.run", "everyframe.encoders"])
+    forks.set_forkserver_preload(["everyframe.scale.run", "everyframe.encoders", "ray", "pyarrow", "grpc"])
     before = os.getloadavg()[0]
     killed: Counter[str] = Counter()
     trouble: list[str] = []
     seconds: list[float] = []
+    at_work = gave_up = drivers = frames = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         videos = cases.videos(folder / "in", "video", [LONG_SECONDS, *[SHORT_SECONDS] * SHORT], size=(240, 320))
         encoder = ef.ResidualViT(ef.load("bundled", device="cpu"), batch_size=16)
         expected = {str(path): ef.encode_video(path, encoder, fps=FPS) for path in videos}
-        cluster = cases.LocalCluster(nodes=2)
+        needed = sum(len(feats.times) for feats in expected.values())
+        machines = Machines()
         try:
             while sum(killed.values()) < options.kills and time.monotonic() - began < options.minutes * 60:
-                trial = Trial(cluster, videos, folder / f"out{len(seconds)}", forks, rng)
+                trial = Trial(machines, videos, folder / f"out{len(seconds)}", forks, rng)
                 seconds.append(trial.run(min(MOST_KILLS, options.kills - sum(killed.values()))))
                 trial.check(expected)
                 killed += trial.killed
+                at_work, gave_up = at_work + trial.at_work, gave_up + trial.gave_up
+                drivers, frames = drivers + trial.drivers, frames + trial.frames
                 trouble += [f"trial {len(seconds)}: {text}" for text in trial.trouble]
-                print(f"trial {len(seconds)}: {seconds[-1]:.0f} s, {dict(trial.killed)}, {trial.trouble}", flush=True)
+                told = f"{dict(trial.killed)}, {trial.at_work} at work, {trial.drivers} drivers, {trial.trouble[:5]}"
+                print(f"trial {len(seconds)}: {seconds[-1]:.0f} s, {told}", flush=True)
+                if not trial.killed:
+                    break  # nothing is learned from more of these
         finally:
-            cluster.close()
+            machines.close()
     record: dict[str, Any] = {
         "benchmark": "scale_chaos",
         "settings": {
             "videos": len(videos),
             "hours": round((LONG_SECONDS + SHORT * SHORT_SECONDS) / 3600, 3),
             "seed": options.seed,
+            "seconds_between_kills": PAUSE,
         },
         "kills": {"all": sum(killed.values()), **{kind: killed[kind] for kind in KINDS}},
+        "kills_at_work": at_work,
         "trials": len(seconds),
+        "drivers": drivers,
+        "gave_up": gave_up,
+        "work": round(frames / (needed * len(seconds)), 2),
         "videos_encoded": len(seconds) * len(videos),
         **{what: sum(f": {what}:" in text for text in trouble) for what in ("lost", "doubled", "wrong")},
         "trouble": trouble,

@@ -52,6 +52,8 @@ class LocalCluster:
 
         port = free_port()
         head = {"num_cpus": 0, "object_store_memory": 200 << 20, "include_dashboard": False}
+        # Ray would give way to all else on a busy machine, and then what works is taken for what hangs.
+        head["_system_config"] = {"worker_niceness": 0}
         self._cluster = Cluster(initialize_head=True, head_node_args={**head, "ray_client_server_port": port})
         self.address = str(self._cluster.address)
         self.client = f"ray://127.0.0.1:{port}"
@@ -63,6 +65,10 @@ class LocalCluster:
         """A node more; for `remove`."""
         self.nodes.append(self._cluster.add_node(num_cpus=2, object_store_memory=200 << 20, **more))
         return self.nodes[-1]
+
+    def add_from_any_thread(self) -> None:
+        """From now on nodes have no signal handlers of their own here; without `close` they end with their head."""
+        self._cluster._shutdown_at_exit = False
 
     def node(self, begin: str) -> Any:
         """The node whose id begins like this."""

@@ -7,7 +7,9 @@ import os
 import resource
 import signal
 import tarfile
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,6 +285,45 @@ def test_foreign_files_are_named(tmp_path):
             read_index(path)
 
 
+def test_a_sparse_member_is_refused(tmp_path):
+    """GNU tar writes a file with holes so; a few KB would be read as terabytes of zeros."""
+    path = pack(tmp_path / "a.tar", {"v0": make(0)})
+    for name in ("v1.npy", "__index__"):
+        info = tarfile.TarInfo(name)
+        info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+        head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        head[386:410] = b"00000000000\0" + b"00000001000\0"  # 512 bytes at 0
+        head[483:495] = (1 << 44).to_bytes(12, "big")
+        head[483] |= 0x80  # of 16 TiB
+        head[148:156] = b" " * 8
+        head[148:156] = f"{sum(head):06o}\0 ".encode()
+        sparse = tmp_path / "sparse.tar"
+        sparse.write_bytes(bytes(head) + bytes(512) + path.read_bytes())
+        with pytest.raises(ForeignFileError, match=rf"sparse\.tar: {name} is stored as a sparse file"):
+            list(read_shard(sparse))
+
+
+def test_what_else_is_in_a_sample_is_not_read(tmp_path):
+    """Others pack videos beside their features; only what is needed may come into memory."""
+    path, feats = tmp_path / "theirs.tar", make(0)
+    with wds.TarWriter(str(path)) as writer:
+        sample = next(iter(wds.WebDataset(str(pack(tmp_path / "ours.tar", {"v0": feats})), shardshuffle=False)))
+        needed = {key: sample[key] for key in ("npy", "times.npy", "json")}
+        writer.write({"__key__": "v0", "mp4": bytes(64 << 20), **needed})
+        writer.write({"__key__": "v1", "mp4": b"a video alone"})
+    errors = []
+    tracemalloc.start()
+    found = dict(read_shard(path, failed=errors.append))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+    assert list(found) == ["v0"]
+    assert_same(found["v0"], feats)
+    assert [str(error) for error in errors] == [
+        f"{path}#v1 has no .npy, which features in a shard have; is it one of features?"
+    ]
+
+
 # --- what stands for what ----------------------------------------------------------------------------------
 
 
@@ -424,6 +465,32 @@ def test_a_library_is_exported(tmp_path, files):
     assert "holds several collections" in " ".join(both.stderr.split())
     made = export_shards(tmp_path / "library", tmp_path / "chosen", collection="other")
     assert (made.videos, made.failures) == (1, ())
+
+
+def test_a_folder_gives_the_same_names_however_it_is_spelled(tmp_path, monkeypatch):
+    expected = {"p/same", "q/same"}
+    for name in expected:
+        (tmp_path / "feats" / name).parent.mkdir(parents=True)
+        make(ord(name[0])).save(tmp_path / "feats" / f"{name}.npz")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spellings = [
+        "feats", "./feats/", f"{tmp_path}//feats", "feats/../feats", "~/feats", f"file://{tmp_path}/feats",
+        "feats/*/*.npz", "./feats/**/*.npz", "~/feats/{p,q}*/same.npz",
+    ]  # fmt: skip
+    for given in spellings:
+        made = export_shards(given, tmp_path / "out")
+        assert made.failures == (), given
+        assert (made.videos, made.there) == ((2, 0) if given == "feats" else (0, 2)), given
+    assert contents(tmp_path / "out").keys() == expected
+    monkeypatch.chdir(tmp_path / "feats")
+    for given in (".", "*/same.npz", Path("p", "..")):
+        assert export_shards(given, tmp_path / "out").there == 2
+    assert export_shards("p/../p/same.npz", tmp_path / "file").videos == 1
+    assert contents(tmp_path / "file").keys() == {"same"}
+    with Library(tmp_path / "library") as library:
+        library.add(make(1))
+    assert export_shards("~/library", tmp_path / "of-library").videos == 1
 
 
 def test_what_cannot_be_exported_is_named_and_the_rest_goes_on(tmp_path, files):

@@ -171,6 +171,64 @@ def test_several_epochs_in_one_iteration(places):
 def test_an_endless_stream_ends_where_a_worker_has_nothing(tmp_path):
     dataset = stream(make(1).save(tmp_path / "1.npz"), epochs=None, rank=1, world_size=2)
     assert list(dataset) == []
+    paths = tars(tmp_path, 1, 1)
+    for rank in (4, 5):  # the third video of a shard
+        assert list(stream(paths, epochs=None, rank=rank, world_size=6)) == []
+        assert list(stream(paths, epochs=None, rank=rank, world_size=6, shuffle=0)) == []
+
+
+def tars(folder, *sizes):
+    """Shards of so many videos; one without frames is in front of each."""
+    paths = []
+    for number, size in enumerate(sizes):
+        with Shard() as shard:
+            shard.add("nothing", make(99, 0))
+            for video in range(size):
+                shard.add(str(video), make(10 * number + video, 2))
+            paths.append(shard.save(folder / f"features-{number:06d}.tar"))
+    return paths
+
+
+@pytest.mark.parametrize("sizes", [(1, 9), (0, 4, 1), (3,)])
+@pytest.mark.parametrize("world_size", [2, 5, 7])
+def test_a_share_that_is_empty_in_one_epoch_is_not_in_all(tmp_path, sizes, world_size):
+    """However few the sources: over all ranks every epoch is whole, also with those that never end."""
+    paths = tars(tmp_path, *sizes)
+    videos = Counter({10 * number + video: 1 for number, size in enumerate(sizes) for video in range(size)})
+    one_by_one = []
+    for epoch in range(5):
+        parts = []
+        for rank in range(world_size):
+            dataset = stream(paths, rank=rank, world_size=world_size)
+            dataset.set_epoch(epoch)
+            parts.append([told(sample)[0] for sample in dataset])
+        one_by_one.append(parts)
+        assert Counter(itertools.chain(*parts)) == videos
+    for rank in range(world_size):
+        expected = list(itertools.chain(*(parts[rank] for parts in one_by_one)))
+        assert [told(each)[0] for each in stream(paths, rank=rank, world_size=world_size, epochs=5)] == expected
+        endless = stream(paths, rank=rank, world_size=world_size, epochs=None)
+        found = [told(each)[0] for each in itertools.islice(endless, len(expected))]
+        assert found == expected
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_with_shares_that_come_and_go(tmp_path):
+    paths = tars(tmp_path, 1, 9)
+    found = Counter(order(stream(paths, epochs=6), workers=4))
+    assert set(found.values()) == {6}
+    assert len(found) == 10
+    endless = loader(stream(paths, epochs=None), workers=4)
+    assert len({told(sample) for sample in itertools.islice(endless, 200)}) == 10
+
+
+def test_what_is_damaged_for_good_does_not_keep_an_empty_worker(tmp_path):
+    """It is passed over again and again, and the worker that has nothing else must end all the same."""
+    good, cut = tars(tmp_path, 1, 1)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    dataset = stream([good, cut], epochs=None, on_error="skip", rank=5, world_size=6)
+    with pytest.warns(UserWarning, match="passed over"):
+        assert list(dataset) == []
 
 
 def test_without_shuffling_the_order_is_that_of_the_paths(places):
@@ -372,6 +430,21 @@ def test_an_object_store_is_exported(bucket, tmp_path):
     assert Counter(order(stream(tmp_path))) == WHOLE
     assert read_index(made.shards[0])[1].name == "01"
     assert [name for name, _ in made.failures] == ["s3://bucket/in/gone.npz"]
+
+
+@pytest.mark.parametrize("given", ["s3://bucket/tree", "s3a://bucket/tree/", "s3://bucket/tree/*/*.npz"])
+def test_folders_on_an_object_store_are_kept_in_names(bucket, tmp_path, given):
+    for folder in ("p", "q"):
+        bucket.upload_file(str(make(ord(folder)).save(tmp_path / "same.npz")), "bucket", f"tree/{folder}/same.npz")
+    made = export_shards(given, tmp_path / "out")
+    assert made.failures == ()
+    assert [video.name for video in read_index(made.shards[0])] == ["p/same", "q/same"]
+
+
+def test_an_object_by_two_spellings_is_one(bucket):
+    paths = ["s3://bucket/in/shards/", "s3a://bucket/in/shards/", "s3a://bucket/in/shards/features-000002.tar"]
+    assert stream(paths).sources == stream(paths[0]).sources
+    assert all(source.startswith("s3a://") for source in stream(paths[1]).sources)
 
 
 @pytest.mark.parametrize(

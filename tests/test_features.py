@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from everyframe import feature_files as module
-from everyframe.features import SUFFIXES, FeaturesError, VideoFeatures, check_same_space, space_of
+from everyframe.features import SUFFIXES, FeaturesError, ForeignFileError, VideoFeatures, check_same_space, space_of
 
 
 def make(num_frames=20, dim=8, dtype=np.float32, seed=0, **changes):
@@ -423,3 +423,17 @@ def test_an_hour_loads_in_well_under_a_second(tmp_path):
     start = time.perf_counter()
     VideoFeatures.load(path)
     assert time.perf_counter() - start < 1.0
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".h5", ".parquet"])
+def test_what_begins_as_no_features_do_is_somebody_elses(tmp_path, suffix):
+    """So that `encode` leaves it alone; a file of zeros or a beginning of ours is what a power cut leaves."""
+    path = tmp_path / f"notes{suffix}"
+    path.write_text("hi\n")
+    with pytest.raises(ForeignFileError, match="not an everyframe features file"):
+        VideoFeatures.load(path)
+    for begin in (bytes(100), b""):
+        path.write_bytes(begin)
+        with pytest.raises(FeaturesError) as caught:
+            VideoFeatures.load(path)
+        assert not isinstance(caught.value, ForeignFileError)

@@ -313,6 +313,8 @@ def test_buckets_and_lists_on_them(store: Any, here: Path) -> None:
         assert listing.duplicates == ["s3://bucket/v/b/one.mp4"]
         assert reasons(listing) == ["s3://none/x/: no such bucket; check the address"]
     assert len(list_videos(["s3://bucket/v/*.csv"]).videos) == 4
+    listing = list_videos(["s3a://bucket/v/*.txt"])  # relative rows are of the address as it was given
+    assert sources(listing, here)[:2] == ["s3a://bucket/v/a/one.mp4", "s3a://bucket/v/b/one.mp4"]
     with pytest.raises(VideoError, match=r"s3://bucket/v/gone\.csv: no such file"):
         list_videos(["s3://bucket/v/gone.csv"])
     assert [failure.source for failure in list_videos(["s3://none/v/"]).missing] == ["s3://none/v/"]

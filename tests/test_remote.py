@@ -96,15 +96,44 @@ def test_a_stretch_of_an_object_is_that_of_the_file(store: Any, clips: Path) -> 
 
 
 def test_identity_is_that_of_the_file(store: Any, clips: Path) -> None:
-    for name in ("moves.mp4", "noise.mp4"):  # smaller and larger than both ends together
+    for name in ("moves.mp4", "noise.mp4"):  # smaller and larger than all that is hashed
         here = identity(clips / name)
         assert here["size_bytes"] == (clips / name).stat().st_size
         assert identity(f"s3://bucket/{name}") == here == identity(f"file://{clips}/{name}")
-    for size in (0, 1, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 1 << 19, (1 << 19) + 1):
+    for size in (0, 1, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 1 << 19, (3 << 18) - 1, 3 << 18, (3 << 18) + 1):
         path = clips / "any"
         path.write_bytes(random.Random(size).randbytes(size))
         store.upload_file(str(path), "bucket", "any")
         assert identity("s3://bucket/any") == identity(path), size
+
+
+def test_identity_asks_for_few_bytes(store: Any, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    fetch = RemoteFile._fetch
+
+    def counted(file: RemoteFile, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        return fetch(file, start, end)
+
+    monkeypatch.setattr(RemoteFile, "_fetch", counted)
+    assert identity("s3://bucket/noise.mp4") == identity(clips / "noise.mp4")
+    assert asked == [1 << 18, *4 * [1 << 16], 1 << 18]
+
+
+def test_reading_at_a_place_stops_with_the_file(memory: Any) -> None:
+    memory.pipe("/small.bin", b"0123456789")
+    with open_remote("memory://small.bin") as file:
+        assert [file.read_at(*place) for place in ((0, 3), (8, 5), (10, 1), (20, 1))] == [b"012", b"89", b"", b""]
+        assert file.tell() == 0
+
+
+def test_a_file_that_could_not_be_opened_can_be_closed() -> None:
+    """As Python does when it lets go of it."""
+    file = RemoteFile.__new__(RemoteFile)
+    with pytest.raises(MissingVideoError):
+        file.__init__("memory://gone.mp4")  # type: ignore[misc]
+    file.close()
+    assert file.closed
 
 
 def test_identity_of_what_is_not_there(store: Any, clips: Path) -> None:

@@ -152,6 +152,52 @@ def test_a_place_holds_whole_files(out, tmp_path):
             place.write(name, b"")
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And then the name is: no power cut leaves a half one, or takes what `write` had returned from."""
+    place, steps = open_place(tmp_path), []
+    (tmp_path / "deep").mkdir()
+    fsync, rename = os.fsync, os.replace
+
+    def flushed(handle):
+        steps.append(("flush", os.fstat(handle).st_ino))
+        fsync(handle)
+
+    def renamed(old, new):
+        steps.append(("rename", os.stat(old).st_ino))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    place.write("deep/a.bin", b"content")
+    with place.scratch() as folder:
+        (folder / "b").write_bytes(b"content")
+        place.publish(folder / "b", "deep/b.bin")
+    for name in ("a.bin", "b.bin"):
+        file = os.stat(tmp_path / "deep" / name).st_ino
+        own = [step for step, inode in steps if inode == file]
+        assert own[0] == "flush" and own[-1] == "rename"
+        last = steps.index(("rename", file), steps.index(("flush", file)) + len(own) - 1)
+        assert steps[last + 1] == ("flush", os.stat(tmp_path / "deep").st_ino)
+
+
+def test_a_listing_is_whole_whatever_goes_away_meanwhile(tmp_path, monkeypatch):
+    place = open_place(tmp_path)
+    names = [f"{number:03d}.bin" for number in range(20)]
+    for name in names:
+        place.write(name, b"x")
+    scan = os.scandir
+
+    @contextmanager
+    def scan_slowly(folder):
+        with scan(folder) as entries:
+            found = list(entries)
+        place.delete(["007.bin"])
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scan_slowly)
+    assert place.names() == [name for name in names if name != "007.bin"]
+
+
 def test_places_that_cannot_be_used(store, tmp_path, monkeypatch):
     import s3fs
 
@@ -292,7 +338,7 @@ def test_a_manifest_says_again_what_was_recorded(out):
         (entry(1, "failed", kind="video"), True, False),
         (entry(1, "failed", kind="video", keep_partial=True), True, True),
         (entry(1, "failed", kind="video", version="0.0.1"), False, False),
-        (entry(1, "failed", kind="output"), False, False),  # it is not even recorded
+        (entry(1, "failed", kind="output"), False, False),  # it says nothing of the video
         (entry(1, "quarantined", kind="crash"), False, True),
     ],
 )
@@ -312,17 +358,18 @@ def test_outputs_are_told_without_decoding(tmp_path):
         assert manifest.outputs() == [(_key(number), outputs[number]) for number in (1, 2, 3, 4, 0)]
 
 
-def test_many_records_stay_few_files(tmp_path):
+def test_many_records_stay_few_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("everyframe.scale.manifest._MOST_FILES", 8)
     place, kept = open_place(tmp_path), {}
     with Manifest(place) as manifest:
-        for number in range(100):
-            made = entry(number % 70, frames=number)
+        for number in range(40):
+            made = entry(number % 28, frames=number)
             manifest.record([made], [Attempt(key=_key(1000 + number), segment=(0, None), kind="crash", message="")])
             kept[made.key] = number
-            assert len(place.names(".everyframe/manifest")) < 40
+            assert len(place.names(".everyframe/manifest")) < 12
     with Manifest(place) as manifest:
         assert {each.key: each.frames for each in manifest.entries()} == kept
-        assert all(len(manifest.attempts(_key(1000 + number))) == 1 for number in range(100))
+        assert all(len(manifest.attempts(_key(1000 + number))) == 1 for number in range(40))
 
 
 def test_damage_is_no_less_work_done(out):
@@ -373,28 +420,29 @@ def _hold(out, ready):
     time.sleep(600)
 
 
-def test_two_drivers_of_an_object_store_lose_nothing(store):
+def test_two_drivers_of_an_object_store_lose_nothing(store, monkeypatch):
     """There are no locks: each joins the files of both, and neither overwrites."""
+    monkeypatch.setattr("everyframe.scale.manifest._MOST_FILES", 8)
     place = open_place("s3://bucket/two")
     with Manifest(place) as before:
         before.record([entry(1000)])
     one, two = Manifest(place), Manifest(place)
-    for number in range(0, 80, 2):
+    for number in range(0, 24, 2):
         one.record([entry(number)])
         two.record([entry(number + 1)])
     with Manifest(place) as both:
-        assert len(both) == 81
+        assert len(both) == 25
 
 
 # --- killed ------------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_whose_writer_is_killed(writers, tmp_path):
-    """At random moments, 12 times: what `record` had returned from is there, and nothing is half there."""
+    """At random moments, 6 times: what `record` had returned from is there, and nothing is half there."""
     out, log = tmp_path / "out", tmp_path / "log"
     log.touch()
     random.seed(3)
-    for _ in range(12):
+    for _ in range(6):
         before = len(log.read_text().splitlines())
         writer = writers.start(_record_for_ever, str(out), str(log))
         while len(log.read_text().splitlines()) < before + 5:
@@ -408,7 +456,7 @@ def test_a_manifest_whose_writer_is_killed(writers, tmp_path):
             assert sorted(there) == list(range(len(there)))  # each record all or nothing, and in order
             assert all(manifest.attempts(_key(10**6 + number)) for number in told)
         log.write_text("".join(f"{number}\n" for number in sorted(there)))
-    assert not list(out.rglob("*.part")) and len(there) > 60
+    assert not list(out.rglob("*.part")) and len(there) >= 30
 
 
 def _record_for_ever(out, log):
@@ -502,7 +550,7 @@ def check_once(out, format, entries):
 def test_a_writer_killed_before_any_step(writers, tmp_path, format):
     """Killed at a step, run again: every video once, and none that was told of is written again."""
     died = 0
-    for steps in itertools.chain(range(12), range(12, 1000, 7)):
+    for steps in itertools.chain(range(0, 12, 2), range(12, 1000, 11)):
         out, log = tmp_path / f"out{steps}", tmp_path / f"log{steps}"
         log.touch()
         status = writers.run(drive, str(out), format, steps, str(log))
@@ -515,7 +563,48 @@ def test_a_writer_killed_before_any_step(writers, tmp_path, format):
         if status == 0:
             break
         died += 1
-    assert died > 10 and len(told) == len(LISTED) and not written
+    assert died > 6 and len(told) == len(LISTED) and not written
+
+
+@pytest.mark.parametrize("format", ["npz", "npy"])
+def test_a_writer_killed_while_it_overwrites_files(writers, tmp_path, format):
+    """By those of other settings. Then the first settings are asked for again: no file passes for what it was."""
+    slow = {each.name: features(each, fps=1.0) for each in LISTED[:3]}
+    drive(tmp_path / "first", format)
+    died = wrong = 0
+    for steps in range(0, 1000, 3):
+        out = tmp_path / f"out{steps}"
+        shutil.copytree(tmp_path / "first", out)
+        status = writers.run(_drive_slow, str(out), format, steps)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        died += 1
+        wrong += any(
+            key_of(VideoFeatures.load(out / f"{name}.{format}")) == key_of(feats)
+            for name, feats in slow.items()
+            if (out / f"{name}.{format}").exists() and _is_whole(out / f"{name}.{format}")
+        )
+        _, entries = drive(str(out), format)
+        by_key = {each.key: each for each in entries if each.status == "done"}
+        for each in LISTED:
+            feats = VideoFeatures.load(out / f"{each.name}.{format}")
+            assert key_of(feats) == key_of(features(each)) and by_key[key_of(feats)].output == f"{each.name}.{format}"
+            assert np.array_equal(feats.times, features(each).times)
+    assert died > 4 and wrong
+
+
+def _drive_slow(out, format, steps):
+    videos = {each.name: features(each, fps=1.0) for each in LISTED[:3]}
+    drive(out, format, steps, videos=videos)
+
+
+def _is_whole(file):
+    try:
+        VideoFeatures.load(file)
+    except ef.FeaturesError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -651,11 +740,37 @@ def test_damage_to_what_waits_for_its_shard(tmp_path):
         assert len(sink.write(items).entries) == len(LISTED)
         place.write(f".everyframe/pending/{items[2].key}.pending", b"damaged")
         receipt = sink.close()
-        assert [each.source for each in receipt.failures] == [LISTED[2].source] and receipt.error is None
-        assert "were damaged before they were in a shard; run again" in receipt.failures[0].message
+        assert [each.source for each in receipt.failures.values()] == [LISTED[2].source] and receipt.error is None
+        assert "were damaged before they were in a shard; run again" in receipt.failures[items[2].key].message
     written, entries = drive(tmp_path, "webdataset")
     assert written == [LISTED[2].name]
     check_once(str(tmp_path), "webdataset", entries)
+
+
+def test_a_shard_that_somebody_else_made_is_not_overwritten(tmp_path):
+    place = open_place(tmp_path)
+    items = [Item(key=key_of(features(each)), listed=each, features=features(each)) for each in LISTED]
+    with Manifest(place) as manifest:
+        sink = open_sink(place, "webdataset", manifest=manifest, provenance=FACTS)
+        sink.write(items)
+        place.write("features-000000.tar", b"of another driver")
+        assert sink.close().error is None
+        assert {each.output.partition("#")[0] for each in manifest.entries()} == {"features-000001.tar"}
+    assert place.read("features-000000.tar") == b"of another driver"
+
+
+def test_what_waits_for_a_shard_is_looked_at_when_it_fills_one(tmp_path, monkeypatch):
+    """Not at each write, of all that waits: that is quadratic in the videos of a shard."""
+    place, asked = open_place(tmp_path), []
+    with Manifest(place) as manifest:
+        sink = open_sink(place, "webdataset", manifest=manifest, provenance=FACTS)
+        get = manifest.get
+        monkeypatch.setattr(manifest, "get", lambda key: (asked.append(key), get(key))[1])
+        for number in range(20):
+            listed = Listed(source=f"/videos/{number}.mp4", name=str(number))
+            sink.write([Item(key=key_of(features(listed)), listed=listed, features=features(listed))])
+        assert len(asked) <= 20
+        assert sink.close().error is None and len(read_index(tmp_path / "features-000000.tar")) == 20
 
 
 def test_same_names_in_two_runs(tmp_path):
@@ -724,8 +839,8 @@ def test_a_video_that_cannot_be_written_stops_no_other(tmp_path):
         receipt = open_sink(place, "npz", manifest=manifest, provenance=FACTS).write(items)
         assert len(manifest) == 6
     assert len(receipt.entries) == 6 and receipt.error is None
-    assert [each.source for each in receipt.failures] == ["/videos/1.mp4", "/videos/9.mp4"]
-    assert {each.kind for each in receipt.failures} == {"output"}
+    assert [each.source for each in receipt.failures.values()] == ["/videos/1.mp4", "/videos/9.mp4"]
+    assert {each.kind for each in receipt.failures.values()} == {"output"}
 
 
 def test_a_place_that_is_gone(store):
@@ -758,7 +873,7 @@ def test_a_library_is_searched(tmp_path):
 def test_a_library_that_is_killed_has_each_video_once(writers, tmp_path):
     pytest.importorskip("lancedb")
     random.seed(5)
-    for _ in range(3):
+    for _ in range(2):
         writer = writers.start(drive, str(tmp_path / "out"), "library")
         time.sleep(random.uniform(0.3, 1.5))
         os.kill(writer, signal.SIGKILL)
@@ -781,8 +896,8 @@ def test_a_library_refuses_one_video_and_takes_the_rest(tmp_path):
     with Manifest(place) as manifest:
         receipt = open_sink(place, "library", manifest=manifest, provenance=FACTS).write(items)
         assert len(manifest) == 6
-    assert [each.source for each in receipt.failures] == [LISTED[2].source] and receipt.error is None
-    assert "has no frames" in receipt.failures[0].message
+    assert [each.source for each in receipt.failures.values()] == [LISTED[2].source] and receipt.error is None
+    assert "has no frames" in receipt.failures[items[2].key].message
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("mine")
     place = open_place(tmp_path / "other")
@@ -855,3 +970,24 @@ def test_damaged_parts_count_as_not_there(out):
     assert Staging(place).damaged == [".everyframe/parts/a/notes.txt"]
     with pytest.raises(ValueError, match="could not be read"):
         staging.save("a", dataclasses.replace(part(0, 90, 90), finished=Finished(error=ef.VideoError("broken"))))
+
+
+def test_parts_of_another_version_count_as_not_there(tmp_path, monkeypatch):
+    """Else a video would be joined from what several versions made, and say that the last one made it."""
+    staging = Staging(open_place(tmp_path))
+    staging.save("a", part(0, 90, 90))
+    with monkeypatch.context() as patch:
+        patch.setattr("everyframe.scale.staging.versions", lambda: {"everyframe": "99", "torch": "2", "av": "14"})
+        later = Staging(open_place(tmp_path))
+        assert later.have("a") == set() and len(later.damaged) == 1
+        later.save("a", part(0, 90, 90))
+        assert Staging(open_place(tmp_path)).have("a") == {Segment(0, 90)}
+    assert Staging(open_place(tmp_path)).have("a") == set()
+
+
+def test_parts_of_another_split_are_dropped(tmp_path):
+    staging = Staging(open_place(tmp_path))
+    for first in (0, 90, 180):
+        staging.save("a", part(first, first + 90, 90))
+    staging.drop_others("a", [Segment(0, 90), Segment(90, None)])
+    assert staging.have("a") == Staging(open_place(tmp_path)).have("a") == {Segment(0, 90)}

@@ -15,6 +15,8 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
+import types
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -38,7 +40,7 @@ from everyframe.scale import rows
 from everyframe.scale.isolation import ChildNotStarted, DecodeChild, Poisoned
 from everyframe.scale.rows import Closed, EncodedChunk
 from everyframe.scale.shipping import Shipped, VersionMismatch, arrive, ship, versions
-from everyframe.scale.stages import DecodeStage, EncodeStage, ProbeStage, mixed
+from everyframe.scale.stages import DecodeStage, EncodeStage, ProbeStage, WorkerUnfit, mixed
 from everyframe.scale.wire import Ended, PackedChunk, pack, unpack, unpacked
 from everyframe.scale.work import Limits, Task
 from everyframe.video import VideoError, write_video
@@ -355,6 +357,76 @@ def test_a_chunk_that_the_model_fails_on_takes_no_other_along(model, stage, clip
     assert_equal(features(good, encoder), encode_video(source, encoder, fps=FPS))
 
 
+class AsRay:
+    """Of Ray what a stage asks: is this process a worker?"""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_runtime_context(self) -> AsRay:
+        return self
+
+    def get_actor_id(self) -> str:
+        return "actor"
+
+    def get_node_id(self) -> str:
+        return "0123456789"
+
+
+def test_an_encoder_that_fails_for_good_blames_no_video(model, stage, clips, monkeypatch, capfd):
+    """As after a CUDA error that stays; simulated: a model that fails from some call on, and what is asked of Ray."""
+    encoder = EncodeStage(ship(ef.ResidualViT(model)).full, device="cpu")
+    tables = twice(stage, named(clips, "tiny"))
+    sick = [False]
+    encode_planned = encoder._encoder.encode_planned
+
+    def fails(pixels: Any, plan: Plan) -> Any:
+        if sick[0]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return encode_planned(pixels, plan)
+
+    monkeypatch.setattr(encoder._encoder, "encode_planned", fails)
+    together = pa.concat_tables(tables)
+    (first,) = encoder(together)
+    sick[0] = True
+    with pytest.raises(WorkerUnfit, match=r"the encoder on cpu failed and does so from now on .*CUDA error"):
+        list(encoder(together))
+
+    left: list[int] = []
+
+    def leave(code: int) -> None:
+        left.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr("everyframe.scale.stages.os", types.SimpleNamespace(_exit=leave))
+    monkeypatch.setitem(sys.modules, "ray", AsRay())
+    with pytest.raises(SystemExit):
+        list(encoder(together))
+    assert left == [1] and "this worker ends itself: node" in capfd.readouterr().err
+    sick[0] = False
+    (again,) = encoder(together)
+    assert [each.task for each in rows.results(again)] == [each.task for each in rows.results(first)]
+
+
+def test_a_chunk_that_fails_alone_is_to_blame(model, stage, clips, monkeypatch):
+    """The encoder still does what it did before."""
+    encoder = EncodeStage(ship(ef.ResidualViT(model)).full, device="cpu")
+    encode_planned, calls = encoder._encoder.encode_planned, []
+
+    def fails(pixels: Any, plan: Plan) -> Any:
+        calls.append(len(plan.roles))
+        if len(calls) == 2:
+            raise RuntimeError("no")
+        return encode_planned(pixels, plan)
+
+    monkeypatch.setattr(encoder._encoder, "encode_planned", fails)
+    chunk, *_ = twice(stage, named(clips, "tiny"))
+    list(encoder(chunk))
+    (table,) = encoder(chunk)
+    (failed,) = rows.results(table)
+    assert isinstance(failed, Closed) and failed.failure.kind == "encode" and calls == [5, 5, 5]
+
+
 # --- what cannot be read ---------------------------------------------------------------------------------
 
 
@@ -572,6 +644,69 @@ def test_what_cannot_start_is_no_fault_of_a_video(shipped, monkeypatch, tmp_path
     monkeypatch.undo()
     with pytest.raises(ChildNotStarted, match=r"UnpicklingError.* \(it may take 4 GiB of memory\)"):
         DecodeChild(shipped.planning[:-9], LIMITS)
+
+
+def test_a_worker_that_can_start_no_child_is_over(shipped, clips, monkeypatch, tmp_path):
+    """It would call what it is given lost, faster than others work."""
+    decoder, prober = DecodeStage(shipped.planning, SAMPLING, LIMITS), ProbeStage(LIMITS)
+    source = named(clips, "tiny")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    decoder.close()
+    prober.close()
+    with pytest.raises(ChildNotStarted):
+        list(decoder(task_table([Task(key="k", source=source, segment=WHOLE)])))
+    with pytest.raises(ChildNotStarted):
+        list(prober(pa.Table.from_pylist([rows.source_row(source)])))
+
+
+def test_what_a_name_says_is_not_why(child, clips, tmp_path):
+    """Of files, folders, and images in them."""
+    pid, folder = child.pid, tmp_path / "bad_alloc"
+    folder.mkdir()
+    for name in ("MemoryError-1.jpg", "MemoryError-2.jpg"):
+        (folder / name).write_bytes(b"no image")
+    (folder / "Cannot allocate memory.mp4").write_bytes(b"no video")
+    for source in (folder, folder / "Cannot allocate memory.mp4", folder / "MemoryError.mp4"):
+        with pytest.raises(VideoError):
+            read(child, source)
+        with pytest.raises(VideoError):
+            read(child, f"file://{source}")
+    assert child.pid == pid
+
+
+def test_what_was_said_of_an_earlier_video_is_not_why(child, clips):
+    Path(f"/proc/{child.pid}/fd/2").write_text("std::bad_alloc\n")  # what a library prints and goes on
+    assert read(child, named(clips, "tiny")) == 5
+    reading = child.read(named(clips, "long"), SAMPLING, WHOLE)
+    next(reading)
+    os.kill(child.pid, signal.SIGSEGV)
+    with pytest.raises(Poisoned, match=r"the decoder crashed \(SIGSEGV\)") as error:
+        list(reading)
+    assert error.value.kind == "crash"
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_large_answer_takes_memory_as_it_comes(shipped, monkeypatch, tmp_path, comes):
+    size = 3 * 3200 * 3200
+    head = HEAD.replace(b"[1, 3, 2, 2]", b"[1, 3, 3200, 3200]")
+    head = (int.from_bytes(head[:4], "big") + len(head) - len(HEAD)).to_bytes(4, "big") + head[4:]
+    body = np.random.default_rng(0).bytes(size)
+    said = struct.pack(">cIQ", b"R", 0, 0) + struct.pack(">cIQ", b"C", len(head), size if comes else 3 << 30) + head
+    (tmp_path / "said").write_bytes(said + (body if comes else b"little"))
+    (tmp_path / "python").write_text(f"#!/bin/sh\ncat {tmp_path}/said\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with DecodeChild(shipped.planning, Limits(seconds=20)) as child:
+        tracemalloc.start()
+        try:
+            reading = child.read("film", SAMPLING, WHOLE)
+            if comes:
+                assert bytes(next(reading).pixels) == body
+            with pytest.raises(Poisoned, match="film: the decoder's process ended with code 0"):
+                next(reading)
+            assert tracemalloc.get_traced_memory()[1] < (5 * size if comes else 64 << 20)
+        finally:
+            tracemalloc.stop()
 
 
 # --- probing ---------------------------------------------------------------------------------------------

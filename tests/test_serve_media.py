@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 import everyframe as ef
 from everyframe.library import Library
 from everyframe.serve.errors import NotFound
-from everyframe.serve.media import KnownFiles, fingerprint_of, media_type, playable
+from everyframe.serve.media import KnownFiles, media_type, playable
 from everyframe.serve.ranges import Span, Unsatisfiable, etag_matches, parse_range, still_current
 from everyframe.video import VideoError, probe, sample_frames, write_video
 from everyframe.video.identity import identity
@@ -81,12 +81,19 @@ def known(tmp_path):
     return path, facts["size_bytes"], facts["fingerprint"]
 
 
-@pytest.mark.parametrize("size", [1, 1000, 1 << 18, (1 << 18) + 1, 1 << 19, 700_000])
+@pytest.mark.parametrize("size", [1, 1000, 1 << 18, 3 << 18, (3 << 18) + 1, 2_000_000])
 def test_fingerprint_is_that_of_the_library(tmp_path, size):
     path = tmp_path / "x"
-    path.write_bytes(np.random.default_rng(size).bytes(size))
-    with path.open("rb") as file:
-        assert fingerprint_of(file.fileno(), size) == identity(path)["fingerprint"]
+    data = bytearray(np.random.default_rng(size).bytes(size))
+    path.write_bytes(data)
+    known, files = identity(path)["fingerprint"], KnownFiles()
+    opened = files.open(str(path), size, known)
+    os.close(opened.handle)
+    assert opened.etag == f'"{known}"'
+    data[size * 7 // 8 - (1 << 18) * 3 // 4 if size > 3 << 18 else size // 2] ^= 1  # the last of the pieces between
+    path.write_bytes(data)
+    with pytest.raises(NotFound):
+        files.open(str(path), size, known)
 
 
 def test_only_the_recorded_content_is_opened(known):

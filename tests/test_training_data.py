@@ -368,6 +368,8 @@ def test_shards_that_cannot_be_used(tmp_path, folder):
     ]:
         with pytest.raises(VideoError, match=message):
             open_clips(path)
+    with pytest.raises(ValueError, match=r"\{2\.\.1\}\.tar counts backwards"):
+        open_clips(tmp_path / "{2..1}.tar")
     failures: list[VideoError] = []
     clips = open_clips([cut, secret, text, good], failures=failures)
     assert [clips.video(index).removeprefix(str(tmp_path)) for index in range(len(clips))] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import http.server
 import io
 import itertools
 import json
@@ -27,6 +28,8 @@ from everyframe.video import (
     write_image,
     write_video,
 )
+from everyframe.video.errors import MissingVideoError, UnreachableError
+from everyframe.video.identity import identity
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LEVEL_0, LEVEL_STEP, LEVELS = 30, 7, 30
@@ -471,6 +474,132 @@ def test_unreadable_sources_raise_one_clear_sentence(tmp_path):
             assert "\n" not in str(caught.value)
     with pytest.raises(TypeError):
         probe(3)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------ streams
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """/WHOLE/name serves a video; /CUT/name half of it, with the length of all; /503/name that status; its address."""
+    folder = tmp_path_factory.mktemp("served")
+    frames, options = _noise(60), {"movflags": "faststart"}
+    encode(folder / "a.mp4", frames, [100 * k for k in range(60)], container_options=options)
+    for name in ("a.ts", "a.avi"):
+        write_video(folder / name, frames, fps=10)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            """Quiet."""
+
+        def do_GET(self):
+            _, how, name = self.path.split("/")
+            if how.isdigit():
+                self.send_error(int(how))
+                return
+            data = b"<html>sorry</html>" * 99 if how == "PAGE" else (folder / name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if how == "CUT" else data)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("on_damage", ["raise", "skip"])
+@pytest.mark.parametrize("name", ["a.ts", "a.mp4", "a.avi"])
+def test_a_connection_that_breaks_is_no_damage(server, name, on_damage):
+    with sample_frames(f"{server}/WHOLE/{name}", 2.0, on_damage=on_damage) as video:
+        assert len(list(video)) in (12, 13) and not video.damage
+    with pytest.raises(UnreachableError, match=rf"/CUT/{name}: did not come to its end .* read it again"):
+        times_of(f"{server}/CUT/{name}", on_damage=on_damage)
+
+
+def test_a_scan_says_that_the_connection_broke(server):
+    with pytest.raises(UnreachableError, match="did not come to its end"):
+        probe(f"{server}/CUT/a.ts", scan=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        *((f"/{status}/a.ts", MissingVideoError) for status in (400, 401, 403, 404)),
+        *((f"/{status}/a.ts", UnreachableError) for status in (408, 429, 500, 503)),
+        ("http://127.0.0.1:9/a.ts", UnreachableError),
+        ("rtsp://127.0.0.1:9/a", UnreachableError),
+        ("/PAGE/a.ts", VideoError),
+        ("nothing://x/a.ts", VideoError),
+    ],
+)
+def test_what_may_pass_and_what_does_not(server, address, kind):
+    with pytest.raises(VideoError, match=r"cannot be opened .* check the address and the network") as raised:
+        probe(server + address if address.startswith("/") else address)
+    assert type(raised.value) is kind
+
+
+# ---------------------------------------------------------------------------------------------------- which video
+
+
+def test_videos_of_one_size_with_the_same_beginning_and_end_are_told_apart(tmp_path):
+    """What is not compressed has one size, whatever it shows."""
+    for name, seed in (("a", 1), ("b", 2)):
+        rng, black = np.random.default_rng(seed), np.zeros((240, 320, 3), np.uint8)
+        frames = [black if k < 10 or k >= 50 else rng.integers(0, 255, black.shape, np.uint8) for k in range(60)]
+        write_video(tmp_path / f"{name}.avi", frames, codec="rawvideo", fps=25)
+    one, other = (tmp_path / f"{name}.avi" for name in "ab")
+    ends = [
+        (path.stat().st_size, path.read_bytes()[: 1 << 18], path.read_bytes()[-(1 << 18) :]) for path in (one, other)
+    ]
+    assert ends[0] == ends[1] and identity(one) != identity(other)
+    one.write_bytes(second)
+    assert identity(one) == identity(other)
+
+
+@pytest.mark.parametrize("size", [5000, 3 << 18, (3 << 18) + 1, 10_000_000])
+def test_identity_looks_at_both_ends_and_between_them(tmp_path, size):
+    path, data = tmp_path / "x", bytearray(size)
+    path.write_bytes(data)
+    found, end = [identity(path)], 1 << 18
+    if size <= 3 * end:
+        places = [0, size // 3, size // 2, size - 1]
+    else:
+        quarters = [end + (size - 2 * end) * (2 * k + 1) // 8 for k in range(4)]
+        places = [0, end - 1, *quarters, size - end, size - 1]
+    for place in places:
+        changed = bytearray(data)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        found.append(identity(path))
+    assert all(each["size_bytes"] == size for each in found)
+    assert len({each["fingerprint"] for each in found}) == 1 + len(places)
+
+
+def bitmap(path: Path, pixels: np.ndarray) -> None:
+    """A BMP file of uint8 [H, W, 3], W a multiple of 4: not compressed."""
+    height, width, _ = pixels.shape
+    numbers = [54 + pixels.size, 0, 54, 40, width, height, 1 | 24 << 16, 0, pixels.size, 0, 0, 0, 0]
+    head = b"BM" + b"".join(number.to_bytes(4, "little") for number in numbers)
+    path.write_bytes(head + pixels[::-1, :, ::-1].tobytes())
+
+
+def test_folders_of_images_of_one_size_are_told_apart(tmp_path):
+    """With black borders, and the only difference in the last of many."""
+    for name, shade in (("a", 90), ("b", 90), ("c", 91)):
+        (tmp_path / name).mkdir()
+        for k in range(70):
+            picture = np.zeros((64, 64, 3), np.uint8)
+            picture[16:48] = shade if k == 69 else 50
+            bitmap(tmp_path / name / f"{k}.bmp", picture)
+    assert probe(tmp_path / "a").num_frames_from_content == 70
+    a, b, c = (identity(tmp_path / name) for name in "abc")
+    assert a == b != c and a["size_bytes"] is None
+    (tmp_path / "b" / "notes.txt").write_text("x")
+    assert identity(tmp_path / "b") != a
 
 
 # ------------------------------------------------------------------------------------------------------- damage

@@ -25,6 +25,7 @@ from everyframe.extras import require
 FORMAT = "everyframe-features"
 FORMAT_VERSION = 1
 RECIPE_SUFFIX = ".recipe.npz"  # what `pipeline.recipe` writes: no features, though it ends like them
+_MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY", ".h5": b"\x89HDF", ".hdf5": b"\x89HDF", ".parquet": b"PAR1"}
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5", ".parquet")
 
 
@@ -64,11 +65,22 @@ def read_content(path: Path) -> Content:
     except FeaturesError:
         raise
     except Exception as error:  # whatever a parser raises on arbitrary bytes means the same
+        if _is_no_part_of_ours(path):
+            raise _foreign(path) from error
         raise FeaturesError(
             f"{path} is damaged or not an everyframe features file ({type(error).__name__}: {error}); "
             "delete it and encode the video again"
         ) from error
     return checked(path, content)
+
+
+def _is_no_part_of_ours(path: Path) -> bool:
+    """Does an unreadable file begin as none of that format does? Then it is no file of ours that was cut short."""
+    with path.open("rb") as file:
+        begin = file.read(8)
+    magic = _MAGIC[path.suffix.lower()]
+    zeros = not begin.strip(b"\0")  # what a file system may leave of a file after a power cut
+    return not zeros and begin[: len(magic)] != magic[: len(begin)]
 
 
 def checked(path: Path | str, content: Content) -> Content:

@@ -198,15 +198,20 @@ def _listeners(options: ClusterOptions, *, silent: bool) -> Iterator[list[Callab
     progress = Progress()
     with ExitStack() as stack:
         listeners: list[Callable[[Event], None]] = [progress]
+        log = None
         if options.log is not None:
-            listeners.append(stack.enter_context(JsonLog(options.log, **given(level=options.log_level))))
+            log = stack.enter_context(JsonLog(options.log, **given(level=options.log_level)))
+            listeners.append(log)
         if options.metrics_port is not None:
             metrics = Metrics(progress)
             server = MetricsServer(metrics, port=options.metrics_port, **given(host=options.metrics_host))
             stack.enter_context(server)
             listeners.append(metrics)
+            address = f"http://{server.host}:{server.port}/metrics"
+            if log is not None:
+                log.note("metrics", address=address)
             if not silent:
-                console.say(f"metrics: http://{server.host}:{server.port}/metrics", error=True)
+                console.say(f"metrics: {address}", error=True)
         stack.enter_context(console.Live(lambda: picture(progress), lambda: one_line(progress), silent=silent))
         if not silent:
             listeners.append(Losses())
@@ -219,7 +224,7 @@ def _listeners(options: ClusterOptions, *, silent: bool) -> Iterator[list[Callab
 def _show_plan(
     paths: Sequence[str], columns: dict[str, str | None], chosen: Reader, out: str, format: str, *, as_json: bool
 ) -> None:
-    """What a run would do, as far as this machine can see: nothing remote is opened, no cluster asked."""
+    """What a run would do in a new output, as far as this machine can see: nothing remote is opened, no cluster asked."""
     from everyframe.pipeline import forecast
     from everyframe.scale.listing import list_videos
 
@@ -261,5 +266,5 @@ def _say_plan(facts: dict[str, Any], *, remote: int) -> None:
         rows["features"] = f"up to {facts['frames']}"
     if facts["tflops"] is not None:
         rows["cost"] = f"{facts['tflops']:.3g} TFLOPs (multiply-accumulates)"
-    rows["output"] = f"{facts['out']}, {facts['format']}"
+    rows["output"] = f"{facts['out']}, {facts['format']}; what it has already is not looked at"
     console.show_rows(rows)

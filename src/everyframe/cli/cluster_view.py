@@ -41,7 +41,7 @@ class Losses:
 def picture(progress: Progress) -> RenderableType:
     """A bar over seconds of video, rates, and who works."""
     if progress.round == 0 and not progress.videos:
-        return Text("looking at the videos")
+        return Text(_looking(progress))
     left = progress.eta_seconds
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
@@ -56,10 +56,16 @@ def picture(progress: Progress) -> RenderableType:
 def one_line(progress: Progress) -> str:
     """The same for a file or a pipe."""
     if progress.round == 0 and not progress.videos:
-        return "looking at the videos"
+        return _looking(progress)
     left = progress.eta_seconds
     parts = [_counts(progress), _rates(progress), f"{clock(left)} left" if left is not None else ""]
     return "; ".join(part for part in (*parts, _stages(progress), _workers(progress)) if part)
+
+
+def _looking(progress: Progress) -> str:
+    """Before it is known what there is to do."""
+    at = progress.probing
+    return f"looked at {at.done:,} of {at.total:,} videos" if at is not None else "looking at the videos"
 
 
 def _counts(progress: Progress) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from everyframe.feature_files import sealed
 from everyframe.features import FeaturesError, VideoFeatures, check_same_space, space_of
 from everyframe.features.shards import Indexed, Shard, key_of, read_index, read_shard, shard_name
-from everyframe.features.sources import find_sources, is_address, is_shard, load_source
+from everyframe.features.sources import find_named, is_address, is_shard, load_source
 
 Progress = Callable[[int, int], None]
 """(sources done, of how many)"""
@@ -50,7 +50,8 @@ def export_shards(
     """Write features to `out` as features-000000.tar, features-000001.tar, ...; see `everyframe.features.shards`.
 
     features: feature files, shards, folders, patterns and addresses of such, and folders of libraries. A video is named
-        after its feature file, from the given folder on, or as in its shard or library.
+        after its feature file, from the given folder on (of a pattern: the folder before its first wildcard), or as in
+        its shard or library.
     shard_bytes: a shard that has reached them is done. dtype: of the embeddings; by default as stored.
     collection: of a library that has several; an id or a label.
 
@@ -98,21 +99,18 @@ def _groups(path: str | os.PathLike[str], collection: str | None, fail: _Fail) -
 
     text = os.fspath(path)
     try:
-        if not is_address(text) and is_library(text):
-            return [lambda fail: _of_library(text, collection, fail)]
-        sources = find_sources(text)
+        if not is_address(text) and is_library(place := os.path.expanduser(text)):
+            return [lambda fail: _of_library(place, collection, fail)]
+        sources = find_named(text)
     except ValueError as error:
         fail(text, error)
         return []
-    return [_of_shard(source) if is_shard(source) else _of_file(source, text) for source in sources]
+    return [_of_shard(source) if is_shard(source) else _of_file(source, inside) for source, inside in sources]
 
 
-def _of_file(source: str, root: str) -> _Group:
+def _of_file(source: str, inside: str) -> _Group:
     def named(fail: _Fail) -> Iterator[_Named]:
-        name = os.path.splitext(source)[0]
-        inside = name.startswith(root.rstrip("/") + "/")
-        short = name[len(root.rstrip("/")) + 1 :] if inside else os.path.basename(name)
-        yield short, source, lambda: load_source(source)
+        yield os.path.splitext(inside)[0], source, lambda: load_source(source)
 
     return named
 

@@ -232,7 +232,7 @@ def read_shard(
                 return
             if sample is None:
                 return
-            if not sample.members:  # not of the share
+            if sample.members is None:
                 continue
             try:
                 features = _features(f"{source}#{sample.key}", sample.members)
@@ -244,7 +244,8 @@ def read_shard(
 
 class _Sample(NamedTuple):
     key: str
-    members: dict[str, bytes]
+    members: dict[str, bytes] | None
+    """By suffix, those that features have; None where the sample is not of the share."""
 
 
 class _Tar:
@@ -272,7 +273,7 @@ class _Tar:
         self._file.close()
 
     def next_sample(self, share: tuple[int, int]) -> _Sample | None:
-        """The next key with its members, none where it is not of the share; None at the end."""
+        """The next key with its members; None at the end."""
         which, of = share
         while self._next is not None and _split(self._next) is None:
             self._advance()  # folders, and what is no part of a sample
@@ -283,13 +284,13 @@ class _Tar:
         wanted = self._count % of == which
         members: dict[str, bytes] = {}
         while self._next is not None and (split := _split(self._next)) is not None and split[0] == key:
-            if wanted:
+            if wanted and split[1] in _SUFFIXES:  # what else others packed (videos, say) may be of any size
                 members[split[1]] = self._read()
             self._advance()
         if self._next is None and self.index is not None and wanted and not members.keys() >= set(_SUFFIXES):
             self._check_end()  # the tar ends within the sample
         self._count += 1
-        return _Sample(key, members)
+        return _Sample(key, members if wanted else None)
 
     def _check_end(self) -> None:
         # The tar format itself does not tell: what stops between two members looks like the end.
@@ -319,6 +320,12 @@ class _Tar:
         return videos
 
     def _read(self) -> bytes:
+        if self._next is not None and self._next.issparse():
+            # Its holes would be read as zeros: terabytes of them, from a tar of a few KB.
+            raise ForeignFileError(
+                f"{self._source}: {self._next.name} is stored as a sparse file, as no shard of features has any; "
+                "pack it again without (tar: leave --sparse out)"
+            )
         with self._damage():
             file = self._tar.extractfile(self._next) if self._next is not None else None
             return file.read() if file is not None else b""

@@ -30,12 +30,16 @@ def find_sources(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not given:
         raise FeaturesError("no paths of features were given")
-    found: dict[str, str] = {}
-    for path in given:
-        for text in _expand_braces(os.fspath(path)):
-            for source in _remote_sources(text) if is_address(text) else _local_sources(Path(text).expanduser()):
-                found.setdefault(source if is_address(source) else os.path.realpath(source), source)
-    return list(found.values())
+    return [source for source, _ in _found(given)]
+
+
+def find_named(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """What `find_sources` finds at one path, and the path of each from there on: "kitchen/a.npz" below a folder.
+
+    However the folder is spelled. "There" is the folder before a pattern's first wildcard; a file has its own name.
+    Raises as `find_sources` does.
+    """
+    return _found([path])
 
 
 def is_address(source: str) -> bool:
@@ -96,15 +100,35 @@ def _fetch(address: str) -> bytes:
             raise FeaturesError(str(error)) from error
 
 
-def _local_sources(path: Path) -> list[str]:
+def _found(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
+    """(source, path from the folder given on), each source once."""
+    from everyframe.video.find import canonical
+
+    found: dict[str, tuple[str, str]] = {}
+    for path in paths:
+        for text in expand_braces(os.fspath(path)):
+            pairs = _remote_sources(text) if is_address(text) else _local_sources(Path(text).expanduser())
+            for source, inside in pairs:
+                key = canonical(source) if is_address(source) else os.path.realpath(source)
+                found.setdefault(key, (source, inside))
+    return list(found.values())
+
+
+def _local_sources(path: Path) -> list[tuple[str, str]]:
+    text = str(path)
     if path.is_dir():
-        return _usable(str(path), list(_files_below(path)))
+        return _below(text, _usable(text, list(_files_below(path))))
     if path.exists():
-        return [_named(str(path))]
-    if glob.has_magic(str(path)):
-        matches = glob.glob(str(path), recursive=True)
-        return _usable(str(path), [match for match in matches if os.path.isfile(match)])
+        return [(_named(text), path.name)]
+    if glob.has_magic(text):
+        matches = glob.glob(text, recursive=True)
+        folder = re.split(r"[*?\[]", text, maxsplit=1)[0].rpartition("/")[0]
+        return _below(folder, _usable(text, [match for match in matches if os.path.isfile(match)]))
     raise FeaturesError(f"{path} does not exist; check the path, or encode the videos first")
+
+
+def _below(folder: str, files: list[str]) -> list[tuple[str, str]]:
+    return [(file, file[len(folder) :].lstrip("/")) for file in files]
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -116,23 +140,21 @@ def _files_below(folder: Path) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in files if not name.startswith("."))
 
 
-def _remote_sources(address: str) -> list[str]:
+def _remote_sources(address: str) -> list[tuple[str, str]]:
     last = PurePosixPath(address).name.lower()
     if last.endswith((*SUFFIXES, SHARD_SUFFIX, *_COMPRESSED)) and not glob.has_magic(address):
-        return [_named(address)]
+        return [(_named(address), PurePosixPath(address).name)]
     from everyframe.video.errors import VideoError
-    from everyframe.video.remote import filesystem, local_path, reading
+    from everyframe.video.find import remote_files
+    from everyframe.video.remote import local_path
 
     if (local := local_path(address)) is not None:
         return _local_sources(Path(local))
     try:
-        system, path = filesystem(address)
-        listed = reading(address, lambda: system.glob(path) if glob.has_magic(path) else system.find(path))
+        inside = dict(remote_files(address))
     except VideoError as error:
         raise FeaturesError(str(error)) from error
-    root = path.partition("*")[0].rpartition("/")[0] if glob.has_magic(path) else path
-    shown = [each for each in listed if not any(part.startswith(".") for part in each[len(root) :].split("/"))]
-    return _usable(address, [system.unstrip_protocol(each) for each in shown])
+    return [(source, inside[source]) for source in _usable(address, list(inside))]
 
 
 def _usable(where: str, files: list[str]) -> list[str]:
@@ -160,8 +182,11 @@ def _named(source: str) -> str:
     return source
 
 
-def _expand_braces(text: str) -> list[str]:
-    """a-{08..10}.tar -> a-08.tar, a-09.tar, a-10.tar; {a,b} likewise; other braces stay."""
+def expand_braces(text: str) -> list[str]:
+    """a-{08..10}.tar -> a-08.tar, a-09.tar, a-10.tar; {a,b} likewise; other braces stay, and so does what exists.
+
+    Raises FeaturesError, a ValueError, for numbers that count backwards.
+    """
     found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", text)
     if found is None or os.path.exists(text):
         return [text]
@@ -173,4 +198,4 @@ def _expand_braces(text: str) -> list[str]:
     else:
         middles = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     before, after = text[: found.start()], text[found.end() :]
-    return [whole for middle in middles for whole in _expand_braces(before + middle + after)]
+    return [whole for middle in middles for whole in expand_braces(before + middle + after)]

@@ -35,6 +35,8 @@ from everyframe.features.video_features import (
 _EPSILON = 1e-6  # seconds; presentation times are rationals stored in float64
 _MOST_WORKERS = 1024
 Item = TypeVar("Item")
+_Dealt = tuple[str, tuple[int, int]]
+"""A source, and which of its videos: (k, n) takes every n-th from the k-th on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,8 @@ def stream(
     at_once: sources that a worker reads by turns where it shuffles; a long video then does not fill whole batches.
         Memory of a worker: the buffer, and one video of each of these.
     seed: with the epoch (`FeatureStream.set_epoch`) it decides the order; the same on all ranks.
-    epochs: passes that one iteration makes, each in another order; None never ends, for training by steps.
+    epochs: passes that one iteration makes, each in another order; None never ends, for training by steps (but for a
+        worker that no epoch gives anything, where there are more of them than videos).
     dtype: of the embeddings. header: samples have the provenance of their video, too.
     on_error: "skip" passes over what is damaged, with a warning, and counts it (`FeatureStream.skipped`).
     rank, world_size: of this process among those that share the samples; by default those of torch.distributed, or
@@ -179,13 +182,16 @@ class FeatureStream(IterableDataset[dict[str, Any]]):
         consumer, consumers = rank * workers + worker, world_size * workers
         first = self.epoch
         passes = itertools.count(first) if self.settings.epochs is None else range(first, first + self.settings.epochs)
+        giving: _Dealt | None = None
         for epoch in passes:
             empty = True
             for sample in self._one_pass(epoch, consumer, consumers):
                 empty = False
                 yield self._sample(sample)
-            if empty:  # fewer videos than workers: nothing comes of waiting
-                return
+            if empty and self.settings.epochs is None:
+                giving = self._what_gives(giving, consumer, consumers)
+                if giving is None:
+                    return
 
     def __getstate__(self) -> dict[str, Any]:
         # On its way to a worker that is not a fork, where torch.distributed knows nothing.
@@ -210,6 +216,22 @@ class FeatureStream(IterableDataset[dict[str, Any]]):
         rng = random.Random(f"{settings.seed}/{epoch}/{consumer}")
         samples = by_turns(opened, settings.at_once if settings.shuffle else 1, rng)
         return shuffled(samples, settings.shuffle, settings.buffer_bytes, rng)
+
+    def _what_gives(self, before: _Dealt | None, consumer: int, consumers: int) -> _Dealt | None:
+        """A source, and a share of it, that gives samples and falls to this consumer in some epoch; None without any.
+
+        An epoch that left it empty tells nothing of the next where there are more workers than sources: it then gets
+        the same share of another source. Only what no epoch can fill may end, and must: it would be waited for.
+        before: the answer to the last call, which is looked at first.
+        """
+        if not self.settings.shuffle:  # every epoch is dealt alike
+            return None
+        shares = dict.fromkeys(share for _, share in deal(self.sources, consumer, consumers))
+        possible = itertools.product(self.sources, shares)
+        for dealt in possible if before is None else itertools.chain([before], possible):
+            if next(self._samples(*dealt), None) is not None:
+                return dealt
+        return None
 
     def _samples(self, source: str, share: tuple[int, int]) -> Iterator[_Held]:
         for name, features in self._videos(source, share, self._failed):
@@ -304,7 +326,7 @@ class _Held(NamedTuple):
         return self.times.nbytes + self.embeddings.nbytes
 
 
-def deal(sources: Sequence[str], consumer: int, consumers: int) -> Iterator[tuple[str, tuple[int, int]]]:
+def deal(sources: Sequence[str], consumer: int, consumers: int) -> Iterator[_Dealt]:
     """The sources of one consumer, each with (k, n): of its videos it takes every n-th, from the k-th on.
 
     Every consumer gets as many whole sources; those left over are shared by all of them.

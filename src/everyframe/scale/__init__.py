@@ -102,6 +102,9 @@ def encode(
     run = new_run()
     builder = ReportBuilder(run=run, price=price)
     listing = list_videos([os.fspath(path) for path in named], column=column, id_column=id_column)
+    if not listing.videos:
+        first = f"; the first: {listing.missing[0].message}" if listing.missing else ""
+        raise ValueError(f"there is nothing to encode: of what is listed no video is there{first}")
     with connect(cluster) as reached, ended_by_sigterm():  # in this order: Ray sets a handler of its own
         place = open_place(out)
         with Manifest(place, run=run) as manifest:

@@ -122,14 +122,15 @@ class _Reader:
         from everyframe.video import VideoError
         from everyframe.video.errors import MissingVideoError, UnreachableError
 
+        source = arguments[0]
         try:
             if name == "read":
-                source, sampling, segment = arguments
+                _, sampling, segment = arguments
                 self._read(source, sampling, segment, said)
             else:
-                self._probe(*arguments)
+                self._probe(source)
         except Exception as error:
-            if _is_memory(error):
+            if _is_memory(error, source):
                 self._answers.fail("memory", str(error))
                 os._exit(1)  # whatever it was in the middle of
             if isinstance(error, VideoError):
@@ -152,7 +153,7 @@ class _Reader:
             if isinstance(item, Finished):
                 if item.error is not None:
                     raise item.error
-                _check_memory(item.damage)
+                _check_memory(item.damage, source)
                 facts = {"finished": finished_facts(item), "warnings": _sentences(said)}
                 self._answers.send(FINISHED, json.dumps(facts).encode())
                 return
@@ -188,18 +189,30 @@ class _NoMemoryError(Exception):
     pass
 
 
-def _is_memory(error: BaseException | None) -> bool:
+def says_no_memory(text: str, source: str) -> bool:
+    """Does what was said of a source mean that memory ran out? Its name, or an image's in it, may hold such words."""
+    if not any(words in text for words in NO_MEMORY):
+        return False
+    names = [source, os.path.abspath(source), source.partition("://")[2] or source]
+    if os.path.isdir(source):
+        names += [name for name in os.listdir(source) if any(words in name for words in NO_MEMORY)]
+    for name in names:
+        text = text.replace(name, "")
+    return any(words in text for words in NO_MEMORY)
+
+
+def _is_memory(error: BaseException | None, source: str) -> bool:
     """Also where FFmpeg had none, and what called it took that for a damaged file."""
     while error is not None:
-        if isinstance(error, (MemoryError, _NoMemoryError)) or any(words in str(error) for words in NO_MEMORY):
+        if isinstance(error, (MemoryError, _NoMemoryError)) or says_no_memory(str(error), source):
             return True
         error = error.__cause__
     return False
 
 
-def _check_memory(damage: list[str]) -> None:
+def _check_memory(damage: list[str], source: str) -> None:
     for message in damage:
-        if any(words in message for words in NO_MEMORY):
+        if says_no_memory(message, source):
             raise _NoMemoryError(message)
 
 

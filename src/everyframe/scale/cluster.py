@@ -90,17 +90,21 @@ class Cluster:
     def nodes(self) -> list[Node]:
         """Those that are alive. Raises ClusterError where the cluster no longer answers."""
         ray: Any = require("ray", extra="scale")
-        give_up = time.monotonic() + _GONE_SECONDS
-        while not _opens(self._door):  # asked first: Ray itself would wait until it ends this process
-            if time.monotonic() > give_up:
-                self.gone = True
-                raise ClusterError(f"the head of the Ray cluster at {self.address} no longer answers; start it again")
-            time.sleep(1.0)
+        self.check_head()
         try:
             found = ray.nodes()
         except Exception as error:
             raise ClusterError(f"the Ray cluster at {self.address} no longer answers ({_reason(error)})") from error
         return [_node(each) for each in found if each["Alive"]]
+
+    def check_head(self) -> None:
+        """Is it still there? Ray itself would not say so, but wait, until it ends this process. Raises ClusterError."""
+        give_up = time.monotonic() + _GONE_SECONDS
+        while not _opens(self._door):
+            if time.monotonic() > give_up:
+                self.gone = True
+                raise ClusterError(f"the head of the Ray cluster at {self.address} no longer answers; start it again")
+            time.sleep(1.0)
 
     def place(self) -> Node:
         """Where what belongs to the driver runs: on its own node, or on the head for a driver outside."""

@@ -12,6 +12,15 @@ VideoStatus = Literal["done", "partial", "skipped", "adopted", "duplicate", "fai
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probing:
+    """So many of the listed videos were looked at, before any work; told first of all, and every few seconds."""
+
+    run: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started:
     """Work is known: what was listed, and what is left of it. seconds: of video still to do, as far as known."""
 
@@ -100,5 +109,5 @@ class Finished:
     interrupted: bool = False
 
 
-Event = Started | RoundStarted | ChunkDone | SegmentFailed | VideoDone | Written | Nodes | Finished
+Event = Probing | Started | RoundStarted | ChunkDone | SegmentFailed | VideoDone | Written | Nodes | Finished
 Listener = Callable[[Event], None]

@@ -31,7 +31,7 @@ from everyframe.extras import require
 from everyframe.pipeline import ClipSampling, Sampling
 from everyframe.pipeline.clips import ClipEncoder
 from everyframe.scale import rows
-from everyframe.scale.cluster import Cluster, Pool, Pools, threads_of
+from everyframe.scale.cluster import Cluster, ClusterError, Pool, Pools, threads_of
 from everyframe.scale.stages import DecodeStage, EncodeStage, ProbeStage
 from everyframe.scale.work import Limits, Task
 
@@ -46,6 +46,7 @@ _WAITING = 32
 _MOST_TABLES = 32  # in one answer to the driver
 _RETRIES = 4  # of a block whose worker died, by Ray; then the driver looks at what is missing
 _COUNT_SECONDS = 2.0  # between two looks at how many workers there are
+_LOOK_SECONDS = 5.0  # between two looks whether the cluster is still there, while nothing is answered
 _ANSWER_SECONDS = 120.0  # of an actor that has nothing to do but answer
 
 
@@ -220,6 +221,7 @@ class Pass:
         ray: Any = require("ray", extra="scale")
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
+        self._cluster = cluster
         place = OnNode(node_id=cluster.place().id, soft=True)
         self.ended = True
         self._actor = ray.remote(num_cpus=0, max_concurrency=4, scheduling_strategy=place)(Foreman).remote()
@@ -248,11 +250,16 @@ class Pass:
 
     def _ask(self, answer: Any, seconds: float) -> Any:
         ray: Any = require("ray", extra="scale")
+        give_up = time.monotonic() + seconds
         try:
-            return ray.get(answer, timeout=seconds)
-        except ray.exceptions.GetTimeoutError as error:
-            raise PassLost(f"the process that drives the workers does not answer for {seconds:.0f} s") from error
+            while not ray.wait([answer], timeout=_LOOK_SECONDS)[0]:
+                self._cluster.check_head()
+                if time.monotonic() > give_up:
+                    raise PassLost(f"the process that drives the workers does not answer for {seconds:.0f} s")
+            return ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             raise PassLost(f"{type(error).__name__}: {error}") from error
+        except ClusterError:
+            raise
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise PassLost(f"the process that drives the workers is gone ({type(error).__name__})") from error

@@ -60,6 +60,12 @@ class Gather:
         """Take nothing more of it."""
         self._open.pop((task.key, task.segment), None)
 
+    def drop(self, key: str, segments: Iterable[Segment]) -> None:
+        """Nothing more is to be done for this video."""
+        for segment in segments:
+            self._open.pop((key, segment), None)
+            self._counted.pop((key, segment), None)
+
     def add(self, result: EncodedChunk | Closed) -> Whole | Lost | None:
         """Take what came; says so when it makes a segment whole, or ends a try at it."""
         place = result.task.key, result.task.segment

@@ -37,7 +37,7 @@ _START_SECONDS = 300.0  # importing torch from a disk that a whole cluster reads
 _END_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _LAST_WORDS = 4096
-_MOST_BYTES = 1 << 32
+_FIRST_BYTES = 1 << 24  # of an answer that announces more; so many again once these are there
 _NONSENSE = "the decoder's process said something that makes no sense"
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _VIDEO_ERRORS = {"video": VideoError, "missing": MissingVideoError, "unreachable": UnreachableError}
@@ -214,7 +214,7 @@ class _Process:
         self._poll.register(self._err, select.POLLIN)
         self.bytes_at_first = 0
         self._unsent = memoryview(b"")
-        self._said = b""
+        self._said, self._source = b"", ""
         self._heard = time.monotonic()
         self._looked = 0.0
 
@@ -225,7 +225,10 @@ class _Process:
         return self._popen.poll() is None and child.own_memory(self.pid) <= most
 
     def ask(self, request: tuple[Any, ...]) -> None:
-        """It is sent while `answer` waits."""
+        """It is sent while `answer` waits. What it said of earlier ones no longer counts."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._err, 1 << 20)
+        self._said, self._source = b"", "" if request[0] == "start" else str(request[1])
         body = pickle.dumps(request)
         self._unsent = memoryview(child.REQUEST.pack(len(body)) + body)
         self._poll.register(self._in, select.POLLOUT)
@@ -235,7 +238,7 @@ class _Process:
         self._heard = time.monotonic()  # while nobody listened it could not say anything
         while True:
             tag, head, body = child.FRAME.unpack(self._receive(child.FRAME.size, seconds))
-            if head + body > _MOST_BYTES:
+            if head + body > self._limits.memory_bytes:  # it never had as much
                 raise _EndedError("crash", _NONSENSE)
             parts = self._receive(head, seconds), self._receive(body, seconds)
             if tag != child.BEAT:
@@ -250,15 +253,17 @@ class _Process:
                 cast(Any, pipe).close()
 
     def _receive(self, size: int, seconds: float) -> bytearray:
-        received = bytearray(size)
-        rest = memoryview(received)
-        while rest:
+        received, filled = bytearray(min(size, _FIRST_BYTES)), 0
+        while filled < size:
             if not self._turn(seconds):
                 continue
-            count = os.readv(self._out, [rest])
+            if filled == len(received):
+                received += bytes(min(size - filled, filled))
+            with memoryview(received) as view:
+                count = os.readv(self._out, [view[filled:]])
             if not count:
                 raise self._why()
-            rest = rest[count:]
+            filled += count
         return received
 
     def _turn(self, seconds: float) -> bool:
@@ -309,7 +314,7 @@ class _Process:
         words = self._said.decode("utf-8", "replace").strip()
         last = words.splitlines()[-1][:200] if words else ""
         code, more = self._popen.returncode, f": {last}" if last else ""
-        if any(each in words for each in child.NO_MEMORY):
+        if child.says_no_memory(words, self._source):
             return _EndedError("memory", f"it took more memory than it may take{more}")
         if -code in _CRASHES:
             return _EndedError("crash", f"the decoder crashed ({signal.Signals(-code).name}){more}")

@@ -22,7 +22,7 @@ def video_key(source: str, identity: Mapping[str, Any], provenance: Mapping[str,
     provenance: `everyframe.pipeline.provenance_of(...)`: its model's weights and all settings count, the version of
     everyframe does not. The text is "VIDEO-SETTINGS": keys that begin alike are of one video.
     """
-    return f"{_video_part(source, identity)}-{settings_part(provenance)}"
+    return f"{video_part(source, identity)}-{settings_part(provenance)}"
 
 
 def key_of(features: VideoFeatures) -> str:
@@ -31,7 +31,8 @@ def key_of(features: VideoFeatures) -> str:
     return video_key(str(features.video.get("path", "")), features.video, provenance)
 
 
-def _video_part(source: str, identity: Mapping[str, Any]) -> str:
+def video_part(source: str, identity: Mapping[str, Any]) -> str:
+    """The first part of a `video_key`. identity: or more, such as all facts of a video that was read."""
     if identity.get("fingerprint"):
         return _hash([identity.get("size_bytes"), identity["fingerprint"]])[:24]
     return _hash(source_name(source))[:24]

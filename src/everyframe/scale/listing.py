@@ -17,13 +17,19 @@ from everyframe.scale.tables import Row, is_list, read_rows
 from everyframe.scale.work import Failure, FailureKind
 from everyframe.video import VideoError
 from everyframe.video.errors import UnreachableError
-from everyframe.video.find import VIDEO_SUFFIXES, find_remote, list_images, natural_key, walk_videos
+from everyframe.video.find import (
+    VIDEO_SUFFIXES,
+    canonical,
+    find_remote,
+    list_images,
+    natural_key,
+    remote_files,
+    walk_videos,
+)
 from everyframe.video.identity import is_address
-from everyframe.video.remote import filesystem, is_remote, local_path, reading
+from everyframe.video.remote import is_remote, local_path
 
 _LONGEST = 180  # bytes of a part of a name: file systems allow 255, and suffixes follow
-_SAME_STORE = {"s3a": "s3", "gcs": "gs"}
-_ALIASES = tuple(f"{scheme}://" for scheme in _SAME_STORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +105,7 @@ class _Found:
 
     def add(self, source: str, relative: str | None = None, video: str | None = None) -> None:
         """relative: the path below the folder that was asked for; None takes the file's own name."""
-        key = source
-        if source.startswith(_ALIASES):
-            scheme, _, rest = source.partition("://")
-            key = f"{_SAME_STORE[scheme]}://{rest}"
+        key = canonical(source)
         if key in self._seen:
             self.duplicates.append(source)
             return
@@ -186,11 +189,7 @@ def _none(pattern: str) -> list[str]:
 
 
 def _remote_lists(pattern: str) -> list[str]:
-    system, path = filesystem(pattern)
-    if reading(pattern, lambda: system.exists(path)):
-        return [pattern]
-    matches = reading(pattern, lambda: system.glob(path))
-    return [str(system.unstrip_protocol(match)) for match in matches] or _none(pattern)
+    return sorted((address for address, _ in remote_files(pattern)), key=natural_key) or _none(pattern)
 
 
 def _add_row(row: Row, base: _Base, found: _Found) -> None:

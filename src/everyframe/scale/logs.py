@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from everyframe.scale.events import ChunkDone, Event, SegmentFailed, Started, VideoDone
+from everyframe.scale.events import ChunkDone, Event, Probing, SegmentFailed, Started, VideoDone
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,11 +54,15 @@ class JsonLog:
         self.close()
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, (Probing, Started)):
             self._run = event.run
         if isinstance(event, ChunkDone) and self.level != "debug":
             return
         self._write({**_head(event, self._run), **asdict(event), "run": self._run})
+
+    def note(self, name: str, **fields: Any) -> None:
+        """A line about something that is no event of the run."""
+        self._write({"time": _now(), "level": "info", "event": name, "run": self._run, **fields})
 
     def close(self) -> None:
         if self._file is not None:
@@ -88,6 +92,9 @@ def _head(event: Event, run: str) -> dict[str, Any]:
         level = "debug"
     elif isinstance(event, SegmentFailed) or (isinstance(event, VideoDone) and event.status in _BAD):
         level = "warning"
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
-    return {"time": now, "level": level, "event": name, "run": run}
+    return {"time": _now(), "level": level, "event": name, "run": run}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

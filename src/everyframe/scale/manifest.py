@@ -120,22 +120,21 @@ class Manifest:
         """The entry that says there is nothing to do for this video; None where there is.
 
         Part of a damaged video settles it only where that is wanted. A failure does, until `forget_failures`, as long
-        as the version of everyframe and keep_partial are the same.
+        as the version of everyframe and keep_partial are the same; one of kind "output" says nothing of the video.
         """
         entry = self.get(key)
         if entry is None or entry.status == "done":
             return entry
+        if entry.kind == "output":
+            return None
         if entry.status == "partial":
             return entry if keep_partial else None
         again = entry.version != package_version() or (keep_partial and not entry.keep_partial)
         return None if again else entry
 
     def record(self, entries: Iterable[Entry], attempts: Iterable[Attempt] = ()) -> None:
-        """Add records, all or none of them; durable when it returns. Raises OutputError.
-
-        Entries that failed for kind "output" are passed over: they say nothing of a video.
-        """
-        given: list[Record] = [*(entry for entry in entries if not _is_of_output(entry)), *attempts]
+        """Add records, all or none of them; durable when it returns. Raises OutputError."""
+        given: list[Record] = [*entries, *attempts]
         lines = [line_of(record, self.run) for record in given]
         if not lines:
             return
@@ -235,10 +234,6 @@ class Manifest:
         self._files = [file for file in self._files if file.name not in set(names) and file is not joined]
         self._files.append(joined)
         self._place.delete(names)
-
-
-def _is_of_output(entry: Entry) -> bool:
-    return entry.kind == "output" and entry.status in FAILED
 
 
 def _lock(place: Place, held: ExitStack) -> None:

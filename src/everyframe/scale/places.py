@@ -209,9 +209,10 @@ class _Folder(Place):
                         if entry.is_dir(follow_symlinks=False):
                             waiting += [own] if own != STATE else []
                         elif not _PART.match(entry.name):
-                            found[own] = entry.stat(follow_symlinks=False).st_size
+                            with suppress(FileNotFoundError):  # this one was removed meanwhile; the others are there
+                                found[own] = entry.stat(follow_symlinks=False).st_size
             except FileNotFoundError:
-                continue  # not there, or removed meanwhile
+                continue  # no such folder, or removed meanwhile
             except OSError as error:
                 raise _explained(str(folder), error, "read") from error
         return found

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from everyframe.scale import rows
 from everyframe.scale.cluster import ClusterError
+from everyframe.scale.events import Probing
 from everyframe.scale.flow import PassLost
 from everyframe.scale.rows import Probed
 from everyframe.scale.session import TAKE_SECONDS, Session, last_line
@@ -18,19 +19,23 @@ from everyframe.scale.work_list import limit
 _TOGETHER = 16  # in one task
 _MOST = 65536  # in one pass
 _MOST_FRUITLESS = 3
+_TELL_SECONDS = 2.0
 
 
 class Prober:
-    """attempts: see `scale.encode`; what the probing process does not survive is tried again."""
+    """attempts: see `scale.encode`; what the probing process does not survive is tried again. run: its name."""
 
-    def __init__(self, session: Session, attempts: int) -> None:
-        self._session, self._attempts = session, attempts
+    def __init__(self, session: Session, attempts: int, run: str = "") -> None:
+        self._session, self._attempts, self._run = session, attempts, run
+        self._total, self._told_at = 0, 0.0
         self._found: dict[str, Probed] = {}
         self._tries: Counter[str] = Counter()
 
     def probe(self, sources: Sequence[str]) -> dict[str, Probed]:
         """Of each source what is known, or its failure. Raises ClusterError."""
-        fruitless = 0
+        fruitless, self._total = 0, len(set(sources))
+        self._tell()
+        self._session.tell_nodes()
         while waiting := [source for source in sources if source not in self._found]:
             before = len(self._found)
             error = self._pass(self._groups(waiting[:_MOST]))
@@ -38,7 +43,12 @@ class Prober:
             if fruitless > self._attempts + _MOST_FRUITLESS:
                 reason = f" ({last_line(error)})" if error else ""
                 raise ClusterError(f"no video can be probed on the cluster{reason}")
+        self._tell()
         return self._found
+
+    def _tell(self) -> None:
+        self._told_at = time.monotonic()
+        self._session.tell(Probing(run=self._run, done=len(self._found), total=self._total))
 
     def _groups(self, sources: Sequence[str]) -> list[list[str]]:
         """As one worker each is to probe them; what failed before is alone."""
@@ -65,6 +75,8 @@ class Prober:
                             answered.add(probed.source)
                             self._take(probed)
                     session.tick()
+                    if time.monotonic() - self._told_at > _TELL_SECONDS:
+                        self._tell()
                     if answer.ended or session.is_stalled(progress_at):
                         error = answer.error
                         break

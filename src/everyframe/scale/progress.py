@@ -12,6 +12,7 @@ from everyframe.scale.events import (
     Event,
     Finished,
     Nodes,
+    Probing,
     RoundStarted,
     SegmentFailed,
     Started,
@@ -36,8 +37,9 @@ class Progress:
     """Where a run stands; a `Listener`. Its numbers may be read at any time, from the same thread or another.
 
     videos, finished: still to do at the start, and how many of them have come to an end. seconds, seconds_done: of
-    video, to do at the start and behind us. frames: encoded in this run. The rate of the time left is that of the last
-    three minutes, so that it follows workers that come and go.
+    video, to do at the start and behind us. frames: encoded in this run. probing: how far the look at the videos is.
+
+    The rate of the time left is that of the last three minutes, so that it follows workers that come and go.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -54,6 +56,7 @@ class Progress:
         self.statuses: Counter[str] = Counter()
         self.work_seconds: dict[str, float] = {"decode": 0.0, "encode": 0.0, "write": 0.0}
         self.nodes: Nodes | None = None
+        self.probing: Probing | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -71,6 +74,8 @@ class Progress:
             self.round = event.number
         elif isinstance(event, Nodes):
             self.nodes = event
+        elif isinstance(event, Probing):
+            self.probing = event
         elif isinstance(event, Finished):
             self._ended = self._now()
 

@@ -60,8 +60,8 @@ from everyframe.scale.shipping import Shipped
 from everyframe.scale.sinks import Sink
 from everyframe.scale.staging import Staging
 from everyframe.scale.work import PERMANENT, Failure, Limits, Stages, Task
-from everyframe.scale.work_list import Video, WorkList, limit
-from everyframe.scale.writer import Batch, Durable, GivenUp, Misfit, Part, Stopped, Writer
+from everyframe.scale.work_list import Video, WorkList, limit, resumed
+from everyframe.scale.writer import Batch, Durable, Misfit, Part, Stopped, Unmade, Writer
 
 if TYPE_CHECKING:
     from everyframe.encoders import Encoder
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("everyframe.scale")
 
 _MOST_FRUITLESS = 3
-_NOT_KEPT = ("missing", "unreachable")  # what may be there the next time is looked for again
+_NOT_KEPT = ("missing", "unreachable", "output")  # what may be well the next time is looked for again
 _FEW = 16  # segments that are left: then it may be they, and not the cluster, why nothing comes
 
 
@@ -165,7 +165,7 @@ class Run:
         interrupted, ended_well = False, False
         try:
             self._session.begin()
-            prober = Prober(self._session, self._plan.attempts)
+            prober = Prober(self._session, self._plan.attempts, run=self._name)
             self._begin(prober.probe([each.source for each in self._listing.videos]))
             self._passes()
             ended_well = True
@@ -255,9 +255,11 @@ class Run:
     def _video(self, key: str, listed: Listed, probed: Probed) -> Video:
         seconds = probed.duration_seconds
         segments = set(split(seconds, self._plan.encoder, self._plan.sampling, self._plan.segment_seconds))
-        left = set(segments)
-        if len(segments) > 1:
-            left -= self._output.staging.have(key)
+        have = self._output.staging.have(key)
+        if not have <= segments:  # the last run was asked for segments of another length, or for other batches
+            segments = set(resumed(segments, have))
+            self._output.staging.drop_others(key, segments)
+        left = segments - have
         rate = self._plan.rate
         if isinstance(self._plan.sampling, Sampling) and probed.fps:
             rate = min(rate, probed.fps)
@@ -434,6 +436,7 @@ class Run:
 
     def _give_up(self, video: Video, failure: Failure) -> None:
         self._work.drop(video.key)
+        self._gather.drop(video.key, video.segments)
         for listed in (video.listed, *video.twins):
             own = failure if listed is video.listed else replace(failure, source=listed.source)
             self._tell(self._given_up(video.key, listed, own, record=listed is video.listed, seconds=video.seconds))
@@ -466,12 +469,17 @@ class Run:
                 self._tell(Written(videos=outcome.videos, frames=outcome.frames, seconds=outcome.seconds))
             elif isinstance(outcome, Stopped):
                 raise outcome.error
+            elif isinstance(outcome, Unmade):  # it was counted as done; the report is to say that it is not
+                failure = outcome.failure
+                self._tell(VideoDone(source=failure.source, key=outcome.key, status="failed", failure=failure))
+            elif (video := self._work.get(outcome.key)) is None:
+                continue
             elif isinstance(outcome, Misfit):
-                video = self._work[outcome.key]
                 logger.warning("%s is read in one piece: %s", video.listed.source, outcome.message)
+                self._gather.drop(video.key, video.segments)
                 self._work.whole(video)
-            elif isinstance(outcome, GivenUp) and (lost := self._work.get(outcome.key)) is not None:
-                self._give_up(lost, outcome.failure)
+            else:
+                self._give_up(video, outcome.failure)
 
     def _durable(self, entry: Entry) -> None:
         video = self._work.drop(entry.key)
@@ -496,8 +504,10 @@ class Run:
 
     def _end(self) -> None:
         """All that is whole becomes durable, and all that is known is recorded."""
-        self._session.close()
-        self._writer.flush(close=True)
+        try:
+            self._writer.flush(close=True)
+        finally:
+            self._session.close()  # now, since the cluster was held, and is to be paid for, until here
         failed = None
         try:
             self._drain()

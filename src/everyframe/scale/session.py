@@ -15,14 +15,15 @@ from everyframe.scale.work import Limits, Stages, Usage
 TAKE_SECONDS = 0.5  # that an answer of a pass is waited for
 _TICK_SECONDS = 2.0
 _MARGIN_SECONDS = 30.0
+_REPLACED_SECONDS = 60.0  # for a worker of a node that went away to start elsewhere, if there is room
 
 
 class Session:
     """tell: hears what the cluster has, when that changes. stall_seconds: see `scale.encode`."""
 
     def __init__(self, cluster: Cluster, stages: Stages, limits: Limits, stall_seconds: float, tell: Listener) -> None:
-        self._cluster, self._stages, self._tell = cluster, stages, tell
-        self.limits = limits
+        self._cluster, self._stages = cluster, stages
+        self.limits, self.tell = limits, tell
         # A decoder that hangs is noticed by its worker; a pass waits longer than that.
         self._least = limits.seconds + _MARGIN_SECONDS
         self._most = max(stall_seconds, self._least)
@@ -30,14 +31,23 @@ class Session:
         self.nodes: Nodes | None = None
         self.workers = (0, 0)
         self._ids: set[str] = set()
+        self._has = (0.0, 0.0)  # CPUs and GPUs, at the last look
         self._began = self._ticked = time.monotonic()
-        self._lost_node_at = 0.0
+        self._pass_began, self._lost_node_at = 0.0, -1.0
+        self._most_workers = (0, 0)  # in this pass
         self._pass: Pass | None = None
+        self._named = False
 
     def begin(self) -> None:
         """Raises ClusterError where nodes would compute other features."""
         self._cluster.check_versions()
         self.tick()
+
+    def tell_nodes(self) -> None:
+        """Tell of them, and from now on of each change; after the event that names the run."""
+        self._named = True
+        if self.nodes is not None:
+            self.tell(self.nodes)
 
     def pools(self) -> Pools:
         """For the next pass: new nodes are checked, and counted in. Raises ClusterError."""
@@ -57,6 +67,7 @@ class Session:
     def flow(self) -> Iterator[Pass]:
         """What drives a pass: that of the last one, if it came to its end."""
         flow, self._pass = self._pass or Pass(self._cluster), None
+        self._pass_began, self.workers, self._most_workers = time.monotonic(), (0, 0), (0, 0)
         ended = False
         try:
             yield flow
@@ -73,28 +84,48 @@ class Session:
         if self._ids and now - self._ticked < _TICK_SECONDS:
             return False
         nodes = self._cluster.nodes()
+        self._count(now)
         ids = {node.id for node in nodes}
         if self._ids - ids:
             self._lost_node_at = now
-        self._ids = ids
-        hours, self._ticked = (now - self._ticked) / 3600, now
-        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-        self.usage.cpu_hours += cpus * hours
-        self.usage.gpu_hours += gpus * hours
-        self.usage.node_hours += len(nodes) * hours
+        self._ids, self._has = ids, (sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+        cpus, gpus = self._has
         decoders, encoders = self.workers
         has = Nodes(nodes=len(nodes), cpus=cpus, gpus=gpus, decoders=decoders, encoders=encoders)
         if has != self.nodes:
             self.nodes = has
-            self._tell(has)
+            if self._named:
+                self.tell(has)
         return True
 
+    def _count(self, now: float) -> None:
+        """What was there at the last look was there until now."""
+        hours, self._ticked = (now - self._ticked) / 3600, now
+        self.usage.cpu_hours += self._has[0] * hours
+        self.usage.gpu_hours += self._has[1] * hours
+        self.usage.node_hours += len(self._ids) * hours
+
     def is_stalled(self, since: float) -> bool:
-        """Has nothing come for too long? After a node went away, a shorter time is too long."""
-        return time.monotonic() - since > (self._least if self.lost_node_after(since) else self._most)
+        """Has nothing come for too long? Where a node went away in this pass, a shorter time is too long.
+
+        Its workers are started elsewhere, where there is room; but the others may have taken that, and wait for just
+        those. The next pass deals out anew what there is.
+        """
+        quiet = time.monotonic() - since
+        (decoders, encoders), (most_decoders, most_encoders) = self.workers, self._most_workers
+        self._most_workers = max(decoders, most_decoders), max(encoders, most_encoders)
+        if not self.lost_node:
+            return quiet > self._most
+        fewer = decoders < most_decoders or encoders < most_encoders
+        return quiet > (min(_REPLACED_SECONDS, self._least) if fewer else self._least)
+
+    @property
+    def lost_node(self) -> bool:
+        """Did a node go away in this pass?"""
+        return self._lost_node_at >= self._pass_began
 
     def lost_node_after(self, since: float) -> bool:
-        return self._lost_node_at >= since
+        return self.lost_node
 
     def refuse_versions(self, error: str | None) -> None:
         """A node that joined with other versions refuses to work; raise ClusterError, which names it."""
@@ -104,10 +135,12 @@ class Session:
             raise ClusterError(line.partition("VersionMismatch:")[2].strip() or line)
 
     def close(self) -> None:
-        """End what is left of the last pass."""
+        """End what is left of the last pass, and sum up."""
         if self._pass is not None and not self._cluster.gone:
             self._pass.close()
-        self.usage.wall_seconds = time.monotonic() - self._began
+        now = time.monotonic()
+        self._count(now)
+        self.usage.wall_seconds = now - self._began
 
 
 def last_line(text: str) -> str:

@@ -12,9 +12,13 @@ like, which compare tokens, two that are alike to the last bit may merge the oth
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+class WorkerUnfit(RuntimeError):
+    """This process, or what it runs on, can do no more work, whatever the video: it is to be replaced."""
+
+
 class DecodeStage:
     """Tasks -> their chunks, packed, one table each, and a closing row per segment; see `rows`.
 
@@ -51,7 +59,10 @@ class DecodeStage:
         self._node = node_name()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Raises nothing that a video is the cause of: a segment that fails closes with its `Failure`."""
+        """Raises nothing that a video is the cause of: a segment that fails closes with its `Failure`.
+
+        Where no process can be started any more this one is over: see `_leave`.
+        """
         for task in rows.tasks(table):
             yield from self._read(task)
 
@@ -71,7 +82,9 @@ class DecodeStage:
                     held = item
                 else:
                     yield rows.closing_table(rows.closed_by(task, number, item, self._node))
-        except (VideoError, Poisoned, ChildNotStarted) as error:
+        except ChildNotStarted as error:
+            _leave(error)
+        except (VideoError, Poisoned) as error:
             failure = _failure(task.source, error, task.attempt, self._node)
             yield rows.closing_table(Closed(task=task, chunks=number, failure=failure, node=self._node))
 
@@ -86,9 +99,14 @@ class EncodeStage:
     def __init__(self, full: Payload, *, device: str | None = None, threads: int | None = None) -> None:
         self._encoder = arrive(full, device=device, threads=threads)
         self._node = node_name()
+        self._worked: DecodedRow | None = None
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Raises nothing that a chunk is the cause of: its segment gets a row with the `Failure`."""
+        """Raises nothing that a chunk is the cause of: its segment gets a row with the `Failure`.
+
+        After some errors of a GPU whatever is asked of it by the same process fails. Then no chunk is to blame, and the
+        process is over: see `_leave`.
+        """
         chunks: list[DecodedRow] = []
         closing = []
         for row in rows.decoded_rows(table):
@@ -103,17 +121,35 @@ class EncodeStage:
 
     def _encode(self, chunks: list[DecodedRow]) -> list[dict[str, object]]:
         try:
-            return [rows.encoded_row(chunk) for chunk in self._call(chunks)]
+            found = [rows.encoded_row(chunk) for chunk in self._call(chunks)]
+            if self._worked is None:
+                self._worked = _kept(chunks[0])
+            return found
         except Exception as error:
             if len(chunks) == 1:
+                self._check_fit(error)
                 task, first = chunks[0].task, float(chunks[0].chunk.times[0])
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
                 message = f"{task.source}: the model failed on the frames from {first:.2f} s on ({reason})"
                 failure = Failure(source=task.source, kind="encode", message=message, attempts=task.attempt)
                 return [rows.failure_row(task, failure, self._node)]
         if self._encoder.model.device.type == "cuda":
-            torch.cuda.empty_cache()  # it may have been the memory
+            with contextlib.suppress(RuntimeError):  # a device that fails for good: the next call tells
+                torch.cuda.empty_cache()  # it may have been the memory
         return [row for chunk in chunks for row in self._encode([chunk])]
+
+    def _check_fit(self, error: Exception) -> None:
+        """Leave unless the device answers, and the encoder does once more what it did before."""
+        device = self._encoder.model.device
+        try:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.ones(1, device=device).item()
+            if self._worked is not None:
+                self._call([self._worked])
+        except Exception as again:
+            said = f"{type(error).__name__}: {error}, then {type(again).__name__}: {again}"
+            _leave(WorkerUnfit(f"node {self._node}: the encoder on {device} failed and does so from now on ({said})"))
 
     def _call(self, chunks: list[DecodedRow]) -> list[EncodedChunk]:
         began = time.monotonic()
@@ -160,7 +196,9 @@ class ProbeStage:
     def _probe(self, source: str) -> Probed:
         try:
             known = self._child.probe(source)
-        except (VideoError, Poisoned, ChildNotStarted) as error:
+        except ChildNotStarted as error:
+            _leave(error)
+        except (VideoError, Poisoned) as error:
             return Probed(source=source, failure=_failure(source, error, 1, self._node), node=self._node)
         return Probed(
             source=source,
@@ -195,6 +233,24 @@ def mixed(chunks: Sequence[DecodedRow], encoder: Encoder) -> list[list[int]]:
     return calls
 
 
+def _kept(row: DecodedRow) -> DecodedRow:
+    """Itself, in memory of its own."""
+    return dataclasses.replace(row, chunk=PackedChunk(head=bytes(row.chunk.head), pixels=bytes(row.chunk.pixels)))
+
+
+def _leave(error: Exception) -> NoReturn:
+    """End this process if it is a worker of Ray, which then starts another and does the block again; else raise.
+
+    An exception would lose the block alone. The worker would live, fail faster than others work, and so draw most of
+    what there is to do.
+    """
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
+        print(f"everyframe: this worker ends itself: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    raise error
+
+
 def _failure(source: str, error: Exception, attempt: int, node: str) -> Failure:
     kind: FailureKind = "video"
     message = str(error)
@@ -205,6 +261,4 @@ def _failure(source: str, error: Exception, attempt: int, node: str) -> Failure:
         message += f" (on node {node})"  # others may see it
     elif isinstance(error, UnreachableError):
         kind = "unreachable"
-    elif isinstance(error, ChildNotStarted):
-        kind = "lost"
     return Failure(source=source, kind=kind, message=message, attempts=attempt)

@@ -1,6 +1,7 @@
 """Encoded segments of long videos, kept until the rest of their video is there: a crash costs no more than a segment.
 
 `OUT/.everyframe/parts/KEY/FIRST-STOP.segment`, a file per segment, whole or not at all, with a SHA-256 of its content.
+A video is never joined from parts that several versions made: those of other versions count as not there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict
 from threading import RLock
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from everyframe.pipeline.decoding import Finished
-from everyframe.pipeline.segments import Segment, SegmentFeatures
+from everyframe.pipeline.segments import Segment, SegmentFeatures, SegmentsError
 from everyframe.scale.places import STATE, OutputError, Place
+from everyframe.scale.shipping import versions
 
 FOLDER = f"{STATE}/parts"
 _VERSION = 1
@@ -27,7 +29,8 @@ _VERSION = 1
 class Staging:
     """The parts that an output has. Any thread may use it. Raises OutputError where the place cannot be used.
 
-    damaged: names of parts, left by earlier runs, that could not be read back. They count as not there.
+    damaged: names of parts, left by earlier runs, that could not be read back or that another version of everyframe,
+    torch or PyAV made. They count as not there.
     """
 
     def __init__(self, place: Place) -> None:
@@ -65,14 +68,23 @@ class Staging:
             return set(parts)
 
     def load(self, key: str) -> Iterator[SegmentFeatures]:
-        """The parts of a video in order of time, one in memory at a time."""
+        """The parts of a video in order of time, one in memory at a time. Raises SegmentsError where one is lost."""
         have = self.have(key)
         for segment in sorted(have, key=lambda each: each.first):
             name = _name(key, segment)
             part = self._read(name)
             if part is None:
-                raise OutputError(f"{self._place.address}/{name} was damaged or removed meanwhile; run again")
+                raise SegmentsError(f"{self._place.address}/{name} was damaged or removed meanwhile")
             yield part
+
+    def drop_others(self, key: str, segments: Collection[Segment]) -> None:
+        """Remove the parts of a video that are none of these segments."""
+        with self._mutex:
+            parts = self._parts.get(key, {})
+            names = [parts.pop(segment) for segment in list(parts) if segment not in segments]
+            self._unverified.difference_update(names)
+        if names:
+            self._place.delete(names)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Remove all parts of videos."""
@@ -120,6 +132,7 @@ def _encode(part: SegmentFeatures) -> bytes:
     embeddings = np.ascontiguousarray(part.embeddings)
     facts: dict[str, Any] = {
         "version": _VERSION,
+        "made_by": versions(),
         "segment": [part.segment.first, part.segment.stop],
         "roles": part.roles,
         "macs": part.macs,
@@ -137,6 +150,8 @@ def _decode(data: bytes) -> SegmentFeatures:
         facts, times, embeddings = json.loads(str(arrays["facts"])), arrays["times"], arrays["embeddings"]
     if facts["version"] != _VERSION or facts.pop("sha256") != _digest(facts, times, embeddings):
         raise ValueError("the checksum does not match")
+    if facts["made_by"] != versions():
+        raise ValueError("another version made it")
     return SegmentFeatures(
         segment=Segment(*facts["segment"]),
         times=times,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ _MOST_GROUPS = 8192  # in one pass
 _MOST_TASKS = 32  # in one group
 _GROUP_CALLS = 4.0  # encode calls' worth of frames in a group, if its videos are short
 _MORE_FOR_THE_LOST = 3
+_END = sys.maxsize
 
 
 def limit(kind: FailureKind, attempts: int) -> int:
@@ -28,6 +31,30 @@ def limit(kind: FailureKind, attempts: int) -> int:
     if kind in PERMANENT:
         return 1
     return attempts + _MORE_FOR_THE_LOST if kind == "lost" else attempts
+
+
+def resumed(segments: Collection[Segment], have: Collection[Segment]) -> list[Segment]:
+    """The split to go on with where parts of another one are there, as of another length: these, and what they leave.
+
+    segments: as a new split has them; between the parts they begin and end where they do there, but none is much
+    shorter. have: may overlap; then some are left out.
+    """
+    kept: list[Segment] = []
+    for part in sorted(have):
+        if not kept or (kept[-1].stop is not None and part.first >= kept[-1].stop):
+            kept.append(part)
+    seams = sorted(segment.first for segment in segments)
+    least = min((after - before for before, after in itertools.pairwise(seams)), default=0) / 2
+    found: list[Segment] = []
+    for part in (*kept, Segment(_END, None)):
+        at = found[-1].stop if found else 0
+        if at is not None and at < part.first:
+            end = None if part.first == _END else part.first
+            begins = [at, *(seam for seam in seams if at < seam and at + least <= seam <= part.first - least)]
+            found += [Segment(*each) for each in zip(begins, [*begins[1:], end], strict=True)]
+        if part.first != _END:
+            found.append(part)
+    return found
 
 
 @dataclass

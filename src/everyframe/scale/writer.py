@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from everyframe.pipeline.segments import SegmentFeatures, SegmentsError
+from everyframe.scale.keys import video_part
 from everyframe.scale.manifest import Entry
 from everyframe.scale.sinks import Item, Receipt, Sink
 from everyframe.scale.staging import Staging
-from everyframe.scale.work import Failure
+from everyframe.scale.work import Failure, FailureKind
 from everyframe.video import VideoError
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ class GivenUp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unmade:
+    """A video that was durable before, maybe in an earlier run, and whose features are lost."""
+
+    key: str
+    failure: Failure
+
+
+@dataclass(frozen=True, kw_only=True)
 class Misfit:
     """Segments that do not fit together: the video is to be read in one piece."""
 
@@ -83,7 +92,7 @@ class Stopped:
     error: Exception
 
 
-Outcome = Durable | GivenUp | Misfit | Batch | Stopped
+Outcome = Durable | GivenUp | Unmade | Misfit | Batch | Stopped
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class Writer:
         self._jobs: queue.Queue[Part | _Ask] = queue.Queue(_WAITING)
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._batch: list[Item] = []
+        self._changed: set[str] = set()
         self._since = 0.0
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="everyframe-writer", daemon=True)
@@ -161,6 +171,14 @@ class Writer:
             self._outcomes.put(Stopped(error=error))
 
     def _take(self, part: Part) -> None:
+        if part.key in self._changed:
+            return
+        if part.features is not None and not _is_of(part.key, part.features):
+            self._changed.add(part.key)
+            source = part.listed.source
+            why = f"{source}: it was changed or removed while the run was at work, so it has no features yet; run again"
+            self._give_up(part, "output", why)
+            return
         if part.features is not None and not part.only:
             self._staging.save(part.key, part.features)
         if not part.last:
@@ -169,12 +187,14 @@ class Writer:
             alone = part.features if part.only else None
             features = self._join(self._staging.load(part.key) if alone is None else iter([alone]))
         except SegmentsError as error:
+            if part.only:  # it was read in one piece
+                self._give_up(part, "video", str(error))
+                return
             self._staging.drop([part.key])
             self._outcomes.put(Misfit(key=part.key, message=str(error)))
             return
         except VideoError as error:
-            failure = Failure(source=part.listed.source, kind="video", message=str(error), attempts=part.attempts)
-            self._outcomes.put(GivenUp(key=part.key, failure=failure))
+            self._give_up(part, "video", str(error))
             return
         self._batch.append(Item(key=part.key, listed=part.listed, features=features, attempts=part.attempts))
         if len(self._batch) == 1:
@@ -182,6 +202,10 @@ class Writer:
         size = sum(item.features.embeddings.nbytes for item in self._batch)
         if len(self._batch) >= _BATCH_VIDEOS or size >= _BATCH_BYTES:
             self._write()
+
+    def _give_up(self, part: Part, kind: FailureKind, message: str) -> None:
+        failure = Failure(source=part.listed.source, kind=kind, message=message, attempts=part.attempts)
+        self._outcomes.put(GivenUp(key=part.key, failure=failure))
 
     def _write(self) -> None:
         if not self._batch:
@@ -197,12 +221,19 @@ class Writer:
         self._tell(self._sink.close(), [], time.monotonic() - began)
 
     def _tell(self, receipt: Receipt, batch: list[Item], seconds: float) -> None:
-        keys = {item.listed.source: item.key for item in batch}
+        asked = {item.key for item in batch}
         for entry in receipt.entries:
             self._outcomes.put(Durable(entry=entry))
-        for failure in receipt.failures:
-            self._outcomes.put(GivenUp(key=keys.get(failure.source, ""), failure=failure))
+        for key, failure in receipt.failures.items():
+            kind = GivenUp if key in asked else Unmade
+            self._outcomes.put(kind(key=key, failure=failure))
         frames = sum(entry.frames for entry in receipt.entries)
         self._outcomes.put(Batch(videos=len(receipt.entries), frames=frames, seconds=seconds))
         if receipt.error is not None:
             raise receipt.error
+
+
+def _is_of(key: str, part: SegmentFeatures) -> bool:
+    """Was this read from the very video that was probed for the key? A file may be replaced in between."""
+    facts = part.finished.video
+    return key.startswith(f"{video_part(str(facts.get('path', '')), facts)}-")

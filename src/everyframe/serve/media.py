@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from everyframe.serve.errors import NotFound
 from everyframe.serve.ranges import Span, Unsatisfiable, etag_matches, http_date, parse_range, still_current
-from everyframe.video.identity import fingerprint
+from everyframe.video.identity import fingerprint_of
 
 _CHUNK = 1 << 18
 _REMEMBERED = 4096
@@ -75,17 +75,12 @@ class KnownFiles:
         with self._lock:
             known = self._known.get(key)
         if known is None:
-            known = fingerprint_of(handle, size)
+            known = fingerprint_of(size, lambda start, count: os.pread(handle, count, start))
             with self._lock:
                 self._known[key] = known
                 while len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
         return known
-
-
-def fingerprint_of(handle: int, size: int) -> str:
-    """What `everyframe.video.identity` says of the file, read from an open one."""
-    return fingerprint(size, lambda start, count: os.pread(handle, count, start))
 
 
 def playable(codec: str | None, container: str | None, name: str) -> bool:

@@ -12,13 +12,13 @@ import glob
 import io
 import json
 import os
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from everyframe.features.sources import expand_braces
 from everyframe.video import VideoError
 from everyframe.video.find import VIDEO_SUFFIXES, natural_key
 
@@ -85,12 +85,12 @@ def find_shards(paths: Iterable[str | Path], failures: list[VideoError] | None) 
     A shard is a `.tar`; a folder that holds some, at any depth, stands for them, as does a pattern with `*` or
     with braces, `{000000..000012}.tar` or `{train,test}.tar`. Compressed tars, and numbers of a brace range
     that are missing, are VideoErrors: collected in `failures`, or raised without it. ValueError where a folder
-    holds both tars and videos, since nobody can tell which are meant.
+    holds both tars and videos, since nobody can tell which are meant, and where a range counts backwards.
     """
     shards: dict[str, Path] = {}
     others: list[str | Path] = []
     for path in paths:
-        for text in _expand_braces(os.fspath(path)):
+        for text in expand_braces(os.fspath(path)):
             try:
                 found = _shards_of(Path(text).expanduser(), expanded=text != os.fspath(path))
             except VideoError as error:
@@ -225,20 +225,6 @@ def _shards_in(folder: Path) -> list[Path] | None:
     if packed is not None and not tars and video is None:
         raise _compressed(packed, "a packer")
     return tars or None
-
-
-def _expand_braces(text: str) -> list[str]:
-    """clips-{08..10}.tar -> clips-08.tar, clips-09.tar, clips-10.tar; {a,b} likewise; other braces stay."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", text)
-    if found is None or os.path.exists(text):
-        return [text]
-    first, last, names = found.groups()
-    if names is not None:
-        middles = names.split(",")
-    else:
-        middles = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    before, after = text[: found.start()], text[found.end() :]
-    return [whole for middle in middles for whole in _expand_braces(before + middle + after)]
 
 
 def _compressed(path: Path, kind: str) -> VideoError:

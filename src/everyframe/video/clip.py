@@ -240,8 +240,9 @@ def _count_packets(opened: Input, plan: Timing) -> int:
             stamp: Any = packet.pts if packet.pts is not None else packet.dts
             if not packet.is_discard and (stamp is None or plan.holds(stamp * base - zero)):
                 shown += 1
-    except av.error.FFmpegError:
-        pass  # decoding meets it again and reports it
+    except av.error.FFmpegError as error:
+        opened.check_reachable(error)
+        # Decoding meets it again and reports it.
     return shown
 
 

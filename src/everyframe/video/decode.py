@@ -171,11 +171,15 @@ class Decoder:
         streams = () if watch_all else (opened.stream,)
         failures = 0
         packets = opened.container.demux(*streams)
+        ahead: list[Any] = []
         while failures < 4:
             try:
-                packet = next(packets, None)
+                packet = ahead.pop() if ahead else next(packets, None)
+                if opened.is_streamed and packet is not None and packet.is_corrupt:
+                    ahead.append(next(packets, None))  # half a packet, then an error: that is no damage of the file
             except av.error.FFmpegError as error:
                 failures += 1
+                opened.check_reachable(error)
                 self._note("cannot be read on", error)
                 packets = opened.container.demux(*streams)
                 continue

@@ -16,4 +16,4 @@ class MissingVideoError(VideoError):
 
 
 class UnreachableError(VideoError):
-    """A remote file did not come, or not all of it, for a reason that may pass: trying again may help."""
+    """A remote file, or a stream, did not come, or not all of it, for a reason that may pass: try again."""

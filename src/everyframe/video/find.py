@@ -11,6 +11,9 @@ from pathlib import Path
 from everyframe.video.errors import NoVideosError, VideoError
 from everyframe.video.remote import filesystem, reading
 
+_MAGIC = "*?["
+_SAME_STORE = {"s3a": "s3", "gcs": "gs"}
+_ALIASES = tuple(f"{scheme}://" for scheme in _SAME_STORE)
 VIDEO_SUFFIXES = frozenset(
     [
         ".3g2",
@@ -143,24 +146,46 @@ def find_remote(address: str) -> list[str]:
     An address that ends like a video is taken as it is; nothing is asked of the server. Hidden files are left out.
     Raises MissingVideoError and UnreachableError as `open_remote` does, NoVideosError where there is no video.
     """
+    if _is_video(address) and not any(letter in address for letter in _MAGIC):
+        filesystem(address)  # which tells of a missing package
+        return [address]
+    files = remote_files(address)
+    if [each for each, _ in files] == [address]:
+        return [address]  # a file after all, whatever it is called
+    videos = [each for each, inside in files if _is_video(inside)]
+    if not videos:
+        raise NoVideosError(f"{address}: no video there; check the address")
+    return sorted(videos, key=natural_key)
+
+
+def remote_files(address: str) -> list[tuple[str, str]]:
+    """Files below an address that `is_remote`, or that a pattern matches: each one's address, and its path from there.
+
+    "There" is the folder given, or the one before a pattern's first wildcard; for a file it is its name. Addresses
+    begin as the given one does (s3a://, az://container@account). Hidden files are left out.
+    Raises MissingVideoError and UnreachableError as `open_remote` does.
+    """
     system, path = filesystem(address)
-    if any(letter in address for letter in "*?[") and not reading(address, lambda: system.exists(path)):
+    if any(letter in address for letter in _MAGIC) and not reading(address, lambda: system.exists(path)):
         folder = re.split(r"[*?\[]", address, maxsplit=1)[0].rpartition("/")[0] + "/"
         found = reading(address, lambda: system.glob(path))
-    elif _is_video(address):
-        return [address]
     else:
         folder = address.rstrip("/") + "/"
         found = reading(address, lambda: system.find(path))
         if found == [path]:
-            return [address]  # a file after all, whatever it is called
+            return [(address, path.rpartition("/")[2])]
     # What comes back lacks what is left of the address before the path: the scheme, an account.
     start = len(filesystem(folder)[1].rstrip("/")) + 1
-    inside = [each[start:] for each in found]
-    videos = [each for each in inside if _is_video(each) and not any(part[:1] == "." for part in each.split("/"))]
-    if not videos:
-        raise NoVideosError(f"{address}: no video there; check the address")
-    return [folder + each for each in sorted(videos, key=natural_key)]
+    inside = [each[start:] for each in found if each[start:]]  # stores keep empty objects in place of folders
+    return [(folder + each, each) for each in inside if not any(part[:1] == "." for part in each.split("/"))]
+
+
+def canonical(address: str) -> str:
+    """One spelling of the addresses of an object: s3:// for s3a://, gs:// for gcs://."""
+    if not address.startswith(_ALIASES):
+        return address
+    scheme, _, rest = address.partition("://")
+    return f"{_SAME_STORE[scheme]}://{rest}"
 
 
 def _is_video(name: str) -> bool:

@@ -37,7 +37,7 @@ def identity(source: Source, *, required: bool = False) -> dict[str, Any]:
     try:
         if is_remote(source):
             with open_remote(str(source)) as file:
-                return {"size_bytes": file.size, "fingerprint": fingerprint(file.size, file.read_at)}
+                return {"size_bytes": file.size, "fingerprint": fingerprint_of(file.size, file.read_at)}
         path = local_path(source)
         return {} if path is None and is_address(source) else _of_path(Path(path or source))
     except VideoError:
@@ -57,7 +57,7 @@ def is_address(source: object) -> bool:
     return isinstance(source, str) and "://" in source
 
 
-def fingerprint(size: int, read: Callable[[int, int], bytes]) -> str:
+def fingerprint_of(size: int, read: Callable[[int, int], bytes]) -> str:
     """What `identity` says of a file of so many bytes. read: (start, count) -> bytes, fewer at the end of the file."""
     digest = hashlib.sha256(str(size).encode())
     for start, count in _spans(size, _ENDS, _PIECES, _PIECE):
@@ -88,7 +88,7 @@ def _of_path(path: Path) -> dict[str, Any]:
         raise MissingVideoError(f"{path}: no such file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        return {"size_bytes": size, "fingerprint": fingerprint(size, _reader(file))}
+        return {"size_bytes": size, "fingerprint": fingerprint_of(size, _reader(file))}
 
 
 def _of_folder(folder: Path) -> str:

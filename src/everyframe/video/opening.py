@@ -15,12 +15,22 @@ import av
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
 
-from everyframe.video.errors import MissingVideoError, VideoError
+from everyframe.video.errors import MissingVideoError, UnreachableError, VideoError
 from everyframe.video.remote import is_remote, local_path, open_remote
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 _STILL_FORMATS = frozenset({"image2", "gif", "apng"})
+# What a server and the way to it may answer: no, for good, or nothing, for now.
+_REFUSALS = (
+    av.error.HTTPNotFoundError,
+    av.error.HTTPForbiddenError,
+    av.error.HTTPUnauthorizedError,
+    av.error.HTTPBadRequestError,
+    FileNotFoundError,
+    PermissionError,
+)
+_BREAKS = (OSError, av.error.HTTPError, av.error.HTTPClientError, av.error.EOFError, av.error.ExitError)
 _only: dict[str, str] = {}
 _threads: dict[str, int] = {"count": 0}  # as many as there are processors
 
@@ -89,6 +99,18 @@ class Input:
         except BaseException:
             self._close_container()
             raise
+
+    @property
+    def is_streamed(self) -> bool:
+        """Does FFmpeg read it from a server?"""
+        return _is_address(self.source)
+
+    def check_reachable(self, error: Exception) -> None:
+        """Raise UnreachableError where an error of reading means that a server no longer answers."""
+        if self.is_streamed and isinstance(error, _BREAKS):
+            raise UnreachableError(
+                f"{self.name}: did not come to its end ({_reason(error)}); check the network, and read it again"
+            ) from error
 
     def close(self) -> None:
         """Close the file, unless it was handed in open; there is no opening it again."""
@@ -243,7 +265,7 @@ def _readable(source: Any, name: str) -> Any:
 def _open(source: Any, name: str) -> Any:
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        if "://" in text:
+        if _is_address(text):
             return _open_container(text, name, timeout=(15.0, 60.0))
         path = Path(text)
         if not path.exists():
@@ -263,9 +285,11 @@ def _open_container(source: Any, name: str, **settings: Any) -> Any:
     try:
         return av.open(source, container_options=open_options(), **settings)
     except av.error.FFmpegError as error:
-        reason = error.strerror or str(error)
-        if isinstance(source, str) and "://" in source:
-            raise VideoError(f"{name}: cannot be opened ({reason}); check the address and the network") from error
+        reason = _reason(error)
+        if _is_address(source):
+            refused, broken = isinstance(error, _REFUSALS), isinstance(error, _BREAKS)
+            kind = MissingVideoError if refused else UnreachableError if broken else VideoError
+            raise kind(f"{name}: cannot be opened ({reason}); check the address and the network") from error
         if isinstance(error, PermissionError):
             raise MissingVideoError(f"{name}: no permission to read this file") from error
         if _starts_like_mp4(source):
@@ -274,6 +298,15 @@ def _open_container(source: Any, name: str, **settings: Any) -> Any:
                 "fetch it again"
             ) from error
         raise VideoError(f"{name}: not a video that FFmpeg can read ({reason})") from error
+
+
+def _is_address(source: Any) -> bool:
+    """Is it one that FFmpeg reads as it streams?"""
+    return isinstance(source, str) and "://" in source
+
+
+def _reason(error: Any) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _choose_stream(container: Any, name: str) -> Any:

@@ -93,6 +93,7 @@ def _scan(opened: Input, info: VideoInfo) -> VideoInfo:
                 gaps.add(pts)
                 end = max(end, pts + (packet.duration or 0))
     except av.error.FFmpegError as error:
+        opened.check_reachable(error)
         raise VideoError(f"{opened.name}: cannot be read to its end ({error.strerror})") from error
     gaps.finish()
     duration, duration_from = info.duration_seconds, info.duration_from

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from everyframe.features import FeaturesError, VideoFeatures
@@ -33,12 +33,13 @@ class Item:
 class Receipt:
     """What became of a `write`.
 
-    entries: durable, and in the manifest. failures: videos whose features could not be written, for reasons of their
-    own. error: why the output cannot be used any more; the items that are in neither list were not written.
+    entries: durable, and in the manifest. failures: by key, videos whose features could not be written, for reasons of
+    their own; of earlier writes, too, where what was held back is lost. error: why the output cannot be used any more;
+    the items that are in neither were not written.
     """
 
     entries: list[Entry] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: dict[str, Failure] = field(default_factory=dict)
     error: OutputError | None = None
 
 
@@ -77,6 +78,16 @@ class Sink(ABC):
     def adopted(self, key: str, listed: Listed, features: VideoFeatures, output: str) -> Entry | None:
         entry = entry_of(Item(key=key, listed=listed, features=features), output, self.keep_partial)
         return entry if key_of(features) == key and (self.keep_partial or entry.status == "done") else None
+
+    def gone(self, keys: Iterable[str], why: str) -> list[Entry]:
+        """Record that the features of these videos are no longer in the output. Raises OutputError."""
+        known = [entry for entry in map(self.manifest.get, keys) if entry is not None]
+        lost = [
+            replace(entry, status="failed", output=None, kind="output", message=f"{entry.source}: {why}", run="")
+            for entry in known
+        ]
+        self.manifest.record(lost)
+        return lost
 
     def failure(self, listed: Listed, why: object) -> Failure:
         return Failure(source=listed.source, kind="output", message=f"{listed.source}: {why}")

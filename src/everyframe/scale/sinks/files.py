@@ -31,6 +31,7 @@ class FileSink(Sink):
         self._suffix = f".{format}"
         self._listed: set[str] | None = None
         self._overwritten = _overwritten(manifest)
+        self._owners: dict[str, tuple[str, ...]] | None = None  # keys by output; few runs need it
 
     def _output(self, listed: Listed) -> str:
         return checked_name(listed.name + self._suffix)
@@ -45,6 +46,14 @@ class FileSink(Sink):
         if self._listed is None:  # one listing, not a million questions
             self._listed = set(self.place.names())
         return name in self._listed
+
+    def _is_in_the_way(self, listed: Listed) -> bool:
+        try:
+            return self._there(self._output(listed))
+        except OutputError:
+            raise
+        except (ValueError, OSError):  # no name for a file; writing it says so
+            return False
 
     def has(self, entry: Entry) -> bool:
         if entry.output is None or not entry.output.endswith(self._suffix) or entry.key in self._overwritten:
@@ -88,14 +97,31 @@ class FileSink(Sink):
 
     def write(self, items: Sequence[Item]) -> Receipt:
         receipt = Receipt()
+        try:
+            self._give_way(items)
+        except OutputError as error:
+            return Receipt(error=error)
         for item, outcome in zip(items, self._saved(items), strict=False):
             if outcome is None:
                 receipt.entries.append(entry_of(item, self._output(item.listed), self.keep_partial))
             elif isinstance(outcome, Failure):
-                receipt.failures.append(outcome)
+                receipt.failures[item.key] = outcome
             else:
                 receipt.error = receipt.error or outcome
         return self.record(receipt)
+
+    def _give_way(self, items: Sequence[Item]) -> None:
+        """Let the manifest not say of a file that it holds what is about to be overwritten, whenever this is killed."""
+        there = [self._output(item.listed) for item in items if self._is_in_the_way(item.listed)]
+        if not there:
+            return
+        if self._owners is None:
+            self._owners = {}
+            for key, output in self.manifest.outputs():
+                self._owners[output] = (*self._owners.get(output, ()), key)
+        owners = [(key, output) for output in there for key in self._owners.pop(output, ())]
+        keys = [key for key, output in owners if (known := self.manifest.get(key)) and known.output == output]
+        self.gone(keys, "its file was given to other features, of other settings or of another content")
 
     def _saved(self, items: Sequence[Item]) -> Iterator[Failure | OutputError | None]:
         """What became of each, in order; nothing more is tried after an error that all would meet."""

@@ -73,7 +73,7 @@ class LibrarySink(Sink):
                     done += 1
                 break
             except UnusableVideoError as error:  # all before it are stored
-                receipt.failures.append(self.failure(left[done].listed, error))
+                receipt.failures[left[done].key] = self.failure(left[done].listed, error)
                 left = left[done + 1 :]
             except LibraryError as error:
                 receipt.error = OutputError(str(error))

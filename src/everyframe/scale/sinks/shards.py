@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -46,8 +46,10 @@ class ShardSink(Sink):
         self._pending = {
             name.rpartition("/")[2].removesuffix(".pending"): size for name, size in place.sizes(PENDING).items()
         }
+        self._recorded: set[str] = set()
         self._check_settings()
         self._recover(self._shards - mentioned)
+        self._recorded = {entry.key for entry in self._waiting()}  # or about to be; no line is decoded for it again
 
     def _check_settings(self) -> None:
         """What is read together must have been made together."""
@@ -92,7 +94,10 @@ class ShardSink(Sink):
         if key not in self._pending:
             return None
         features = self._read_pending(key)
-        return None if features is None else self.adopted(key, listed, features, _pending_name(key))
+        found = None if features is None else self.adopted(key, listed, features, _pending_name(key))
+        if found is not None:
+            self._recorded.add(key)  # by the caller
+        return found
 
     def write(self, items: Sequence[Item]) -> Receipt:
         receipt = Receipt()
@@ -104,8 +109,9 @@ class ShardSink(Sink):
                 if isinstance(outcome, OutputError):
                     receipt.error = outcome
                     break
-                receipt.failures.append(outcome)
+                receipt.failures[item.key] = outcome
             else:
+                self._recorded.add(item.key)
                 receipt.entries.append(entry_of(item, _pending_name(item.key), self.keep_partial))
         receipt = self.record(receipt)
         if receipt.error is None:
@@ -138,13 +144,18 @@ class ShardSink(Sink):
     def _pack(self, receipt: Receipt, *, leave_rest: bool) -> None:
         """Pack what is pending; what does not fill a shard stays where there may be more to come."""
         try:
-            while waiting := self._waiting():
-                if leave_rest and sum(self._pending[entry.key] for entry in waiting) < self._shard_bytes:
+            while not leave_rest or self._is_full(self._recorded):
+                waiting = self._waiting()
+                if not waiting or (leave_rest and not self._is_full(entry.key for entry in waiting)):
                     return
                 self._pack_one(waiting, receipt)
         except (OutputError, FeaturesError, OSError) as error:
             why = error if isinstance(error, OutputError) else OutputError(f"{self.place.address}: {error}")
             receipt.error = receipt.error or why
+
+    def _is_full(self, keys: Iterable[str]) -> bool:
+        """Do they fill a shard?"""
+        return sum(self._pending.get(key, 0) for key in keys) >= self._shard_bytes
 
     def _waiting(self) -> list[Entry]:
         """Pending, and in the manifest. A killed run leaves others, too: those are for `adopt`."""
@@ -153,14 +164,15 @@ class ShardSink(Sink):
 
     def _pack_one(self, waiting: Sequence[Entry], receipt: Receipt) -> None:
         """Publish a shard of the first of them."""
-        name = shard_name(self._next)
+        while self.place.exists(name := shard_name(self._next)):  # somebody else's: it is not overwritten
+            self._next += 1
         entries: list[Entry] = []
+        lost: list[str] = []
         with self.place.scratch() as folder, Shard(folder) as shard:
             for entry in waiting:
                 features = self._read_pending(entry.key)
                 if features is None:
-                    why = f"{entry.source}: its features were damaged before they were in a shard; run again"
-                    receipt.failures.append(Failure(source=entry.source, kind="output", message=why))
+                    lost.append(entry.key)
                     continue
                 # Names are unique in a run, not in all runs.
                 taken = any(each.name == entry.name for each in shard.videos)
@@ -175,12 +187,15 @@ class ShardSink(Sink):
                 self._shards.add(name)
                 self._next += 1
         self.manifest.record(entries)
+        for gone in self.gone(lost, "its features were damaged before they were in a shard; run again"):
+            receipt.failures[gone.key] = Failure(source=gone.source, kind="output", message=str(gone.message))
         self._let_go([entry.key for entry in entries])
 
     def _let_go(self, keys: Sequence[str]) -> None:
         self.place.delete([_pending_name(key) for key in keys])
         for key in keys:
             self._pending.pop(key, None)
+            self._recorded.discard(key)
 
 
 def _pending_name(key: str) -> str:
