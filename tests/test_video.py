@@ -556,7 +556,7 @@ def test_videos_of_one_size_with_the_same_beginning_and_end_are_told_apart(tmp_p
         (path.stat().st_size, path.read_bytes()[: 1 << 18], path.read_bytes()[-(1 << 18) :]) for path in (one, other)
     ]
     assert ends[0] == ends[1] and identity(one) != identity(other)
-    one.write_bytes(second)
+    one.write_bytes(other.read_bytes())
     assert identity(one) == identity(other)
 
 

@@ -224,7 +224,7 @@ def _listeners(options: ClusterOptions, *, silent: bool) -> Iterator[list[Callab
 def _show_plan(
     paths: Sequence[str], columns: dict[str, str | None], chosen: Reader, out: str, format: str, *, as_json: bool
 ) -> None:
-    """What a run would do in a new output, as far as this machine can see: nothing remote is opened, no cluster asked."""
+    """What a run would do in a new output, as far as this machine can see: nothing remote is opened or asked."""
     from everyframe.pipeline import forecast
     from everyframe.scale.listing import list_videos
 
