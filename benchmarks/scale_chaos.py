@@ -9,9 +9,10 @@ random moment, one thing is killed with SIGKILL, without warning, until the vide
 worker   a process of a stage, or of Ray Data's driver on the cluster
 child    a process that decodes
 node     all processes of a node; another one is started meanwhile, and until it is there no further node is killed
-driver   the driver; another one is started at once. One that has no features yet is mostly spared. Another one is
-         started, too, where the driver gives the cluster up by itself, with ClusterError, as it may where things die
-         faster than they start; these are counted ("gave_up")
+driver   the driver; another one is started at once. Another one is started, too, where the driver gives the cluster up
+         by itself, with ClusterError, as it may where things die faster than they start; that is counted ("gave_up")
+
+While a driver has no features yet, most of what would be killed is spared, or little but starts would be killed.
 
 After each kill of a driver, and at the end of each trial, the output is looked at from outside. Lost: a video that is
 not there at the end, or one that was durable and no longer is. Doubled: one that the manifest has twice as done, or
@@ -54,9 +55,9 @@ WEIGHTS = (4, 3, 2, 2)
 MOST_KILLS = 16  # in a trial, so that each comes to its end
 PAUSE = (3.0, 6.0)  # seconds between two
 FPS = 3.0
-LONG_SECONDS, SHORT_SECONDS, SHORT = 120, 4, 60
+LONG_SECONDS, SHORT_SECONDS, SHORT = 240, 5, 120
 TRIAL_SECONDS = 900
-EARLY = 0.2  # of the drivers that were to be killed while they start: else nothing but starts would be killed
+EARLY = 0.1  # of the kills that fall in the start of a driver: else on a slow machine nothing but starts is killed
 GAVE_UP = 4  # exit code of a driver
 
 
@@ -177,9 +178,9 @@ class Trial:
 
     def _kill(self, kind: str) -> None:
         at_work = self._encoded() > 0
+        if not at_work and self._rng.random() > EARLY:
+            return
         if kind == "driver":
-            if not at_work and self._rng.random() > EARLY:
-                return
             self._driver.kill()
             self._driver.join()
             self._next()

@@ -420,7 +420,7 @@ class Run:
         # Under way in a pass that broke off were those of which something had come, or else the first.
         workers = max(sum(self._session.workers), 1)
         begun = {task for task, came in missing if came} or {task for task, _ in missing[:workers]}
-        blameless = self._session.lost_node_after(self._progress_at)
+        blameless = self._session.lost_node
         put_back = []
         for task, _ in missing:
             self._gather.forget(task)
