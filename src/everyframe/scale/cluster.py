@@ -200,8 +200,10 @@ def _init(address: str) -> None:
             raise ClusterError(
                 f"the Ray cluster at {address} has other versions than this process: {reason}; install the same here"
             ) from error
-        what = "no Ray cluster can be started here" if address == "local" else f"no Ray cluster answers at {address}"
-        raise ClusterError(f"{what} ({reason})") from error
+        if address == "local":
+            raise ClusterError(f"no Ray cluster can be started here ({reason})") from error
+        hint = "; where it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"  # Ray does not say what it is
+        raise ClusterError(f"no Ray cluster answers at {address} ({reason}){hint}") from error
 
 
 def _resolved(cluster: str) -> str:

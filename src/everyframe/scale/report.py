@@ -36,7 +36,8 @@ STAGES = ("decode", "encode", "gather", "write")
 class Report:
     """What became of a run.
 
-    videos: by status; "skipped" and "adopted" were done before, "duplicate" has the content of another one.
+    videos: by status; "skipped" and "adopted" were done before, "duplicate" has the content of another one. One
+    that was done, and whose features were lost before they came into a shard, counts as done and as failed.
     duplicates: paths that were listed more than once, which are counted nowhere else. missing: of the failed ones
     those that are not there. failures: videos that were lost, in the order in which they were given up. damaged: what
     partial videos lack, as far as the driver says.
