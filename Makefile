@@ -9,9 +9,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/everyframe demo --out demo
 
-# Two processes with a thread each: two threads of one process wait for each other more than they work.
+# Two processes with a thread each: two threads of one process wait for each other more than they work. In the order of
+# names: by their number of tests the longest files, which have few, would come last, one process alone.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -40,6 +41,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/sequences.py
 	$(BIN)/python benchmarks/grounding.py scorers --out benchmarks/results/grounding.json
 	$(BIN)/python benchmarks/localization.py --seeds 3
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/scale_chaos.py --out benchmarks/results/scale_chaos.json
 	$(BIN)/everyframe evaluate synthetic --all --workers 2 --out work/results
 	cp work/results/results.json benchmarks/results/tasks.json
 	$(BIN)/everyframe demo --out demo --json > benchmarks/results/demo.json

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--quick] [--keep DIR] [--out benchmarks/results/scale.json]
 
-Needs the machine for itself; takes about ten minutes, --quick one or two (for trying it: its figures mean nothing).
+Needs the machine for itself; takes about twenty minutes, --quick five (short videos, few rounds: its figures are rough).
 
 The stages, each in one process on one core (`sched_setaffinity`, one thread), medians and quartiles of the rounds:
 

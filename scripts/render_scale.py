@@ -55,7 +55,7 @@ def stated(spread: dict[str, float], times: float = 1.0) -> str:
 def heading(record: dict[str, Any]) -> str:
     machine = record["machine"]
     text = f"{machine['cores']} cores ({machine['processor']}), load {record['load_before']:.1f} before"
-    return f"**Of a --quick run on a busy machine: not to be relied on.** {text}" if record["quick"] else text
+    return f"**Of a --quick run: short videos and few rounds, so rough.** {text}" if record["quick"] else text
 
 
 def stages_table() -> str:

@@ -292,7 +292,7 @@ def test_metrics_and_log_of_a_run(clips: Path, model: Path, tmp_path: Path, driv
     assert f"metrics: http://127.0.0.1:{port}/metrics" in result.stderr
     assert "everyframe_frames_total 12.0" in pages[0].splitlines()
     assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == [
-        "started", "nodes", "round_started", "chunk_done", "video_done", "written", "finished"
+        "metrics", "started", "nodes", "round_started", "chunk_done", "video_done", "written", "finished"
     ]  # fmt: skip
     driver()
     result = command("encode", clips, *options, "--log", "-")
