@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--quick] [--keep DIR] [--out benchmarks/results/scale.json]
 
-Needs the machine for itself; takes about twenty minutes, --quick five (short videos, few rounds: its figures are rough).
+Needs the machine for itself; takes about twenty minutes, --quick five (short videos, few rounds: rough figures).
 
 The stages, each in one process on one core (`sched_setaffinity`, one thread), medians and quartiles of the rounds:
 
