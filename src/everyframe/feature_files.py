@@ -113,6 +113,11 @@ _Encode = Callable[[Path, Content], list[WholeFile]]
 _Decode = Callable[[Path], Content]
 
 
+def check_package(suffix: str) -> None:
+    """Raise ImportError where the package of a format is missing, FeaturesError where there is no such format."""
+    _format_of(Path(f"features{suffix}"))
+
+
 def _format_of(path: Path) -> tuple[_Encode, _Decode]:
     """Writer and reader for the suffix, with the format's package checked to be there."""
     suffix = path.suffix.lower()

@@ -21,6 +21,7 @@ from typing import Any
 from everyframe.features.sources import expand_braces
 from everyframe.video import VideoError
 from everyframe.video.find import VIDEO_SUFFIXES, natural_key
+from everyframe.video.seekable import Seekable
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -30,36 +31,19 @@ Member = tuple[str, int, int, str]
 """Name inside the tar, offset of its bytes, their number, caption ("" where there is none)."""
 
 
-class MemberFile(io.RawIOBase):
+class MemberFile(Seekable):
     """A byte range of a larger file as a file of its own: read-only, seekable, and it can be pickled.
 
     Opens the file at the first read. `name` is what messages call it.
     """
 
     def __init__(self, path: str | Path, offset: int, size: int, name: str):
-        self.name = name
-        self._path, self._start, self._size = os.fspath(path), offset, size
-        self._position = 0
+        super().__init__(name, size)
+        self._path, self._start = os.fspath(path), offset
         self._file: Any = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"{self.name}: cannot seek to {base + offset}, before the beginning")
-        self._position = base + offset
-        return self._position
-
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self._size - self._position)
+        count = min(len(buffer), self.size - self._position)
         if count <= 0:
             return 0
         if self._file is None:
@@ -76,7 +60,7 @@ class MemberFile(io.RawIOBase):
         super().close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MemberFile, (self._path, self._start, self._size, self.name)
+        return MemberFile, (self._path, self._start, self.size, self.name)
 
 
 def find_shards(paths: Iterable[str | Path], failures: list[VideoError] | None) -> tuple[list[Path], list[str | Path]]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from everyframe.extras import require
 from everyframe.video.errors import MissingVideoError, UnreachableError, VideoError
+from everyframe.video.seekable import Seekable
 
 _FIRST_BYTES = 1 << 18  # of a piece, wherever reading starts
 _MOST_AT_ONCE = 8 << 20
@@ -89,7 +90,7 @@ def open_remote(address: str) -> RemoteFile:
     return RemoteFile(address)
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(Seekable):
     """A remote file that is read in pieces: small ones where reading jumps, growing ones where it goes straight on.
 
     An index at the end of an MP4 file thus costs one small request, not the file. At most 16 MiB are kept, the
@@ -101,33 +102,15 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, address: str) -> None:
-        super().__init__()
-        self.name = address
+        super().__init__(address)
         self.bytes_fetched = 0
         """What was asked of the server so far."""
-        self._position = 0
         self._pieces: dict[int, bytes] = {}  # by where they start; the one used last is the last
         self._file: Any = None
         system, path = filesystem(address)
         if _scheme(address) in _OBJECT_STORES and "/" not in path.strip("/"):
             raise VideoError(f"{address}: is a bucket; name the video files in it")
         self._file, self.size = reading(address, lambda: _opened(system, path))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"{self.name}: cannot seek before the beginning of the file")
-        self._position = base + offset
-        return self._position
 
     def readinto(self, buffer: Any) -> int:
         """Fills the buffer, but at the end of the file."""

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everyframe.extras import require
+from everyframe.feature_files import check_package
 from everyframe.features import FeaturesError, ForeignFileError, VideoFeatures
 from everyframe.pipeline.resume import source_name
 from everyframe.scale.manifest import Entry, Manifest, key_of, same_video
@@ -27,8 +27,8 @@ class FileSink(Sink):
 
     def __init__(self, place: Place, format: str, *, manifest: Manifest, keep_partial: bool) -> None:
         super().__init__(place, manifest, keep_partial)
-        _check_package(format)
         self._suffix = f".{format}"
+        check_package(self._suffix)
         self._listed: set[str] | None = None
         self._overwritten = _overwritten(manifest)
         self._owners: dict[str, tuple[str, ...]] | None = None  # keys by output; few runs need it
@@ -163,10 +163,3 @@ def _overwritten(manifest: Manifest) -> set[str]:
             lost.add(before)
         owners[output] = key
     return lost
-
-
-def _check_package(format: str) -> None:
-    if format == "h5":
-        require("h5py", extra="h5")
-    elif format == "parquet":
-        require("pyarrow.parquet", extra="parquet")
