@@ -1,5 +1,6 @@
 """Streams of features: each sample once over all workers and ranks, in an order that seed and epoch decide."""
 
+import gc
 import itertools
 import os
 import pickle
@@ -515,6 +516,36 @@ def test_damage_raises_or_is_counted(places, tmp_path):
     assert max(found.values()) == 2  # what came before the cut
     assert Counter(order(dataset, workers=2, worker_init_fn=quiet)) == found
     assert dataset.skipped == 4
+
+
+class Finalised:
+    """Garbage, as a loader that failed leaves it in its traceback, that tells in which processes it was collected."""
+
+    def __init__(self, told):
+        self.told, self.itself = told, self
+
+    def __del__(self):
+        with self.told.open("a") as file:
+            print(os.getpid(), file=file)
+
+
+def collect_first(samples):
+    gc.collect()
+    return samples
+
+
+def test_a_worker_does_not_finalise_what_its_parent_left(places, tmp_path):
+    told = tmp_path / "told.txt"
+    gc.collect()
+    gc.disable()
+    try:
+        Finalised(told)
+        loader = DataLoader(stream(places / "files"), None, num_workers=2, collate_fn=collect_first)
+        assert list(loader)
+    finally:
+        gc.enable()
+    gc.collect()
+    assert told.read_text().split() == [str(os.getpid())]
 
 
 def quiet(worker):

@@ -7,6 +7,7 @@ through a buffer that hands them out at random.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import os
@@ -178,6 +179,10 @@ class FeatureStream(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        if info is not None and not gc.get_freeze_count():
+            # A fork inherits its parent's garbage, whose finalizers (another loader's: "can only test a child process")
+            # would run here, within whatever reads then: under Python 3.11.7 they broke the parser of an npy header.
+            gc.freeze()
         rank, world_size = self._find_ranks()
         consumer, consumers = rank * workers + worker, world_size * workers
         first = self.epoch
