@@ -9,10 +9,11 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/everyframe demo --out demo
 
-# Two processes with a thread each: two threads of one process wait for each other more than they work. In the order of
-# names: by their number of tests the longest files, which have few, would come last, one process alone.
+# Three processes with a thread each on two cores: clusters, browsers and what is killed wait more than they work. In the
+# order of names: by their number of tests the longest files, which have few, would come last, one process alone. Where
+# Python is told not to write its bytecode, each process would compile hundreds of modules anew: here it may.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,6 +27,14 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/compare_peers.py
+	$(BIN)/python benchmarks/performance.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/decode.py --out benchmarks/results/decode.json
+	$(BIN)/python benchmarks/threads.py
+	$(BIN)/python benchmarks/startup.py --footprint
+	$(BIN)/python benchmarks/parallel_files.py
+	$(BIN)/python benchmarks/paths.py
 	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
 	$(BIN)/python benchmarks/memory.py --encode --out benchmarks/results/memory_encode.json
 	$(BIN)/python benchmarks/bundled.py

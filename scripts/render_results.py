@@ -17,10 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import render_decode
 import render_merging
+import render_paths
+import render_performance
 import render_plans
 import render_scale
 import render_search
+import render_startup
 import render_tasks
 import render_tempme
 from everyframe.evaluation.plots import write_plots
@@ -212,10 +216,14 @@ RENDERERS = {
     "tokenizers": tokenizers_table,
     "bundled": bundled_table,
     "memory": memory_table,
+    **render_decode.RENDERERS,
     **render_merging.RENDERERS,
+    **render_paths.RENDERERS,
+    **render_performance.RENDERERS,
     **render_plans.RENDERERS,
     **render_scale.RENDERERS,
     **render_search.RENDERERS,
+    **render_startup.RENDERERS,
     **render_tasks.RENDERERS,
     **render_tempme.RENDERERS,
 }
@@ -245,6 +253,7 @@ def main() -> None:
     if not options.check:
         write_plots(read("ablation"), ROOT / "docs" / "images")
         render_tasks.draw()
+        render_performance.draw()
     if options.check and stale:
         names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
         sys.exit(f"{names}: not what benchmarks/results says; run python scripts/render_results.py")

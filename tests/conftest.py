@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,10 @@ import pytest
 
 import checkpoints
 from everyframe.backbone import Model, load
+
+# Left to itself Ray asks for a token where one lies in the home directory, which a local cluster of an earlier test
+# leaves there; only what starts after a cluster would know of it, and processes of `forks` may have started before.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,13 @@
-"""Several processes that train together, as torchrun would start them, but with everything imported already."""
+"""Real processes that have imported everything already: ranks, as torchrun would start them, and commands."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +34,23 @@ def end_of_ranks(processes: list[Any], seconds: float = 120) -> list[int | None]
             process.kill()
             process.join()
     return codes
+
+
+def start_command(forks: Any, errors: Path, *arguments: object) -> Any:
+    """Starts `everyframe ARGUMENTS`; the file `errors` takes its standard error, nothing its standard output."""
+    process = forks.Process(target=_as_command, args=(str(errors), list(map(str, arguments))))
+    process.start()
+    return process
+
+
+def _as_command(errors: str, arguments: list[str]) -> None:
+    from everyframe import cli
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
+    sys.argv = ["everyframe", *arguments]
+    cli.main()
 
 
 def _as_rank(rank: int, count: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:

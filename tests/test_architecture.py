@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go down. What stands at one level does not know of its siblings.
 LEVELS = {
+    "cpu": -1,
     "extras": -1,
     "version": -1,
     "feature_files": 0,
@@ -224,7 +225,7 @@ def test_these_rules_can_fail(part, source, expected):
 
 # --- what an import costs, and what it gives -------------------------------------------------------------
 
-_HEAVY = {"torch", "transformers", "av", "numpy", "h5py", "pyarrow", "matplotlib", "lancedb", "fastapi"}
+_HEAVY = {"torch", "transformers", "av", "numpy", "h5py", "pyarrow", "matplotlib", "lancedb", "fastapi", "safetensors"}
 HEAVY = f"sorted({_HEAVY} & set(sys.modules))"
 
 

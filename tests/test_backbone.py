@@ -540,7 +540,7 @@ def test_bad_folder_raises_model_error(spoil: Callable[[Path], Any], message: st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, int8, got 'int4'"),
         ({"dtype": torch.float64}, "dtype must be one of"),
         ({"device": "toaster"}, "device 'toaster' is not known"),
     ],

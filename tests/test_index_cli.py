@@ -8,8 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
@@ -32,6 +30,7 @@ from everyframe.library import Library, LibraryError, is_library
 from everyframe.pipeline import ClipSampling, Sampling, provenance_of, remake
 from everyframe.synthetic import synthesize
 from everyframe.video import sample_frames, write_image
+from processes import start_command
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +254,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_added(films: Path, tmp_path
         assert outcome.status == "added"
 
 
-def test_a_killed_run_goes_on_where_it_was(films: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(films: Path, tmp_path: Path, forks: Any) -> None:
     """Killed as soon as something is in the library; what is there is whole, and the same command does the rest."""
     videos, archive = tmp_path / "videos", tmp_path / "archive"
     videos.mkdir()
@@ -264,15 +263,14 @@ def test_a_killed_run_goes_on_where_it_was(films: Path, tmp_path: Path) -> None:
             content = (films / f"film{number}.mp4").read_bytes()
             (videos / f"v{copy}{number}.mp4").write_bytes(content + b"\0\0\0\x08free" * copy)
     command = ["index", str(videos), "--library", str(archive), "--model", "bundled", "--batch-size", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "everyframe.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start_command(forks, tmp_path / "err", *command)
     deadline = time.monotonic() + 60
     journal = archive / "everyframe.jsonl"
-    while time.monotonic() < deadline and process.poll() is None and not journal.is_file():
+    while time.monotonic() < deadline and process.is_alive() and not journal.is_file():
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     told = [json.loads(line)["source"] for line in journal.read_text().splitlines()]
     with Library(archive) as library:
         whole = {record.path: library.features(record.id).num_frames for record in library.videos()}

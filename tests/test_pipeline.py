@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,6 +23,7 @@ from everyframe import cli
 from everyframe.encoders import Plan
 from everyframe.pipeline import Sampling, encode_videos, forecast, output_paths, read_window
 from everyframe.video import VideoError, write_video
+from processes import start_command
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def test_encode_videos_goes_on_after_an_error_nobody_foresaw(
 
     monkeypatch.setattr(model, "preprocess", broken_once)
     sources = [(clips / f"clip{index}.mp4", tmp_path / f"{index}.npz") for index in range(3)]
-    outcomes = list(encode_videos(sources, ef.DenseEncoder(model), sampling=Sampling()))
+    outcomes = list(encode_videos(sources, ef.DenseEncoder(model), sampling=Sampling(), decoders=1))
     assert [outcome.status for outcome in outcomes] == ["failed", "done", "done"]
     assert "clip0.mp4" in str(outcomes[0].error) and "not today" in str(outcomes[0].error)
     assert ef.VideoFeatures.load(tmp_path / "2.npz").video["path"].endswith("clip2.mp4")
@@ -393,26 +395,23 @@ def six_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_cli_encode_interrupted_resumes(six_videos: Path, tmp_path: Path, how: signal.Signals) -> None:
+def test_cli_encode_interrupted_resumes(six_videos: Path, tmp_path: Path, forks: Any, how: signal.Signals) -> None:
     """Stopped in the middle of a batch: every file that is there is whole, and the same command finishes."""
     videos, out = six_videos, tmp_path / "out"
-    command = [sys.executable, "-m", "everyframe.cli", *encode_command(videos, out, "--fps", "10", "--batch-size", "4")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background ignores it
-    )  # fmt: skip
+    process = start_command(forks, tmp_path / "err", *encode_command(videos, out, "--fps", "10", "--batch-size", "4"))
     deadline = time.monotonic() + 60
-    while not list(out.glob("v*.npz")) and time.monotonic() < deadline and process.poll() is None:
+    while not list(out.glob("v*.npz")) and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.02)
     os.kill(process.pid, how)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode != 0
+    process.join(30)
+    assert process.exitcode not in (None, 0)
+    errors = (tmp_path / "err").read_text()
     finished = sorted(out.glob("v*.npz"))
     assert 0 < len(finished) < 6
     for file in finished:
         assert ef.VideoFeatures.load(file).num_frames == 60
     if how is signal.SIGINT:
-        assert process.returncode == 130 and "Traceback" not in errors
+        assert process.exitcode == 130 and "Traceback" not in errors
         assert "finished files are kept" in errors
         assert sorted(file for file in out.iterdir() if file.suffix != ".jsonl") == finished
     report = json.loads(everyframe(*encode_command(videos, out, "--fps", "10", "--json")).stdout)
@@ -420,8 +419,7 @@ def test_cli_encode_interrupted_resumes(six_videos: Path, tmp_path: Path, how: s
 
 
 def test_cli_flops_prints_table_1() -> None:
-    command = [sys.executable, "-m", "everyframe.cli", "flops", "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    run = everyframe("flops", "--json")
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout)
     published = [233.4, 35.7, 102.0, 102.6]  # ResidualViT, table 1, GFLOPs per second at 3 frames/s

@@ -41,7 +41,7 @@ def encoder(model):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """A long video and many short ones."""
-    return cases.videos(tmp_path_factory.mktemp("clips"), "video", [64, *(3 + 0.25 * index for index in range(24))])
+    return cases.videos(tmp_path_factory.mktemp("clips"), "video", [40, *(3 + 0.25 * index for index in range(16))])
 
 
 def check(out: Path, clips: list[Path], encoder: ef.ResidualViT) -> None:
@@ -83,6 +83,7 @@ def test_workers_and_a_node_are_killed(cluster, clips, encoder, tmp_path):
         out=tmp_path,
         cluster=cluster.address,
         segment_seconds=8,
+        stages=scale.Stages(decoders=(1, 2), encoders=(1, 2)),
         listeners=[heard],
     )
     cluster.add()

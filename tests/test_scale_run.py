@@ -32,6 +32,8 @@ from everyframe.scale.work_list import Video, WorkList, limit
 
 pytest.importorskip("ray")
 
+STAGES = scale.Stages(decoders=(1, 2), encoders=(1, 1))  # a worker more takes seconds to start and has nothing to do
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -68,6 +70,7 @@ def mixed(cluster, encoder, tmp_path_factory):
             cluster=cluster.address,
             segment_seconds=8,
             attempts=2,
+            stages=STAGES,
             limits=scale.Limits(seconds=20),
             listeners=[heard],
         )

@@ -8,6 +8,7 @@ import http.server
 import io
 import itertools
 import json
+import os
 import threading
 import time
 import warnings
@@ -127,6 +128,15 @@ def test_every_codec_gives_every_frame_in_order(tmp_path, suffix, codec, pixel_f
     error = [abs(float(sample.pixels.mean()) - level(k)) for k, sample in enumerate(samples)]
     assert max(error) < 3.5, "grey levels must survive"
     assert samples[0].pixels.shape == (48, 64, 3) and samples[0].pixels.dtype == np.uint8
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="no scheduling policies here")
+def test_writing_leaves_the_thread_as_it_was(tmp_path):
+    if "libsvtav1" not in av.codecs_available:
+        pytest.skip("no encoder libsvtav1")
+    before = os.sched_getscheduler(0), os.nice(0)
+    write_video(tmp_path / "clip.mkv", numbered(5), fps=10, codec="libsvtav1", options={"preset": "12"})
+    assert (os.sched_getscheduler(0), os.nice(0)) == before  # run by root, the encoder itself makes it a real-time one
 
 
 @pytest.mark.parametrize("fps", [Fraction(1), Fraction(3), Fraction(7), Fraction(1, 2), Fraction(2997, 100)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from everyframe import cpu
 from everyframe.backbone import Model, load
 from everyframe.encoders import DenseEncoder, Encoder, ResidualViT, ReuseEncoder
 from everyframe.encoders.baselines import fidelity
@@ -128,7 +128,7 @@ def run_demo(
             seconds=seconds,
             seed=seed,
             combinations="unseen",
-            workers=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            workers=cpu.count(),
         )
     )
     if not any(world.events for world in worlds):

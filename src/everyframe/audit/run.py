@@ -97,7 +97,7 @@ def audit_videos(
     videos, totals = work.videos(sources, failures, progress)
     rows = [tally.row(setting, totals[DENSE]) for setting, tally in totals.items()]
     has_token = any(setting.token for setting in encoders)
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = model.precision
     name = residual if isinstance(residual, str | Path) else "TOKENIZER.safetensors"
     inputs = Inputs(
         paths=[str(path) for path in given],

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -46,6 +47,16 @@ _ARCHITECTURES = {
     "Dinov2Model": "dinov2",
     "Dinov2WithRegistersModel": "dinov2_with_registers",
 }
+_OF_A_TOWER: dict[str, type] = {
+    "hidden_size": int,
+    "intermediate_size": int,
+    "num_attention_heads": int,
+    "num_hidden_layers": int,
+    "hidden_act": str,
+    "layer_norm_eps": float,
+}
+_OF_IMAGES = {**_OF_A_TOWER, "image_size": int, "patch_size": int}
+_OF_TEXTS = {**_OF_A_TOWER, "vocab_size": int, "max_position_embeddings": int, "eos_token_id": int}
 SUPPORTED = (
     "CLIP (model_type clip, clip_vision_model), SigLIP and SigLIP2 (siglip, siglip2, siglip_vision_model, "
     "siglip2_vision_model), DINOv2 (dinov2, dinov2_with_registers)"
@@ -77,11 +88,8 @@ def read_towers(folder: Path) -> Towers:
         raise ModelError(
             f"{folder} has model_type {kind!r}, which is not supported as an image model; supported are {SUPPORTED}"
         )
-    import transformers
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
-        config = getattr(transformers, _CONFIG_CLASSES[kind]).from_dict(raw)
+        config = _as_written(raw, kind) or _with_defaults(raw, kind)
         if kind.startswith("clip"):
             return _clip(config, kind, folder)
         if kind.startswith("siglip"):
@@ -89,8 +97,41 @@ def read_towers(folder: Path) -> Towers:
         return _dinov2(config, kind, folder)
     except ModelError:
         raise
-    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from error
+
+
+def _as_written(raw: dict[str, Any], kind: str) -> Any | None:
+    """The config of a CLIP that leaves nothing we read to defaults, as it stands; None for any other.
+
+    Asking transformers would give the same, but importing it takes longer than the rest of loading a small model.
+    """
+    if kind not in ("clip", "clip_vision_model") or type(raw.get("projection_dim")) is not int:
+        return None
+    both = kind == "clip"
+    towers = (
+        [(raw.get("vision_config"), _OF_IMAGES), (raw.get("text_config"), _OF_TEXTS)] if both else [(raw, _OF_IMAGES)]
+    )
+    for tower, known in towers:
+        if not isinstance(tower, dict) or any(type(tower.get(name)) is not kind for name, kind in known.items()):
+            return None
+        if tower["num_attention_heads"] < 1 or tower["hidden_size"] % tower["num_attention_heads"]:
+            return None
+    if raw.get("vision_config_dict") or raw.get("text_config_dict"):  # of old files; they win over the others
+        return None
+    parts = {name: SimpleNamespace(**raw[name]) for name in ("vision_config", "text_config") if both}
+    return SimpleNamespace(**{"architectures": None, **raw, **parts})
+
+
+def _with_defaults(raw: dict[str, Any], kind: str) -> Any:
+    """The config with transformers' own defaults and checks. Raises what those raise, or ValueError."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return getattr(transformers, _CONFIG_CLASSES[kind]).from_dict(raw)
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_videomae(folder: Path, tensors: dict[str, Tensor]) -> tuple[VideoConfig, tuple[str, ...] | None, Preprocess]:

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everyframe.backbone import hub, weights
+from everyframe.backbone.compiling import Backend, Compiled
 from everyframe.backbone.families import Towers, read_towers
 from everyframe.backbone.hub import ModelError
 from everyframe.backbone.preprocess import Preprocess
+from everyframe.backbone.quantize import check_int8, float_beside_int8, is_quantized, quantize
 from everyframe.backbone.text import TextTransformer, Tokenizer, check_texts
 from everyframe.backbone.vit import VisionTransformer
 
 M = TypeVar("M", bound=nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INT8 = "int8"
 _TEXT_BATCH = 256
 
 
@@ -73,8 +76,16 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+        """The dtype of the weights; of an int8 model that of everything but the linear layers of its image blocks."""
         return self.vision.positions.dtype
+
+    @property
+    def precision(self) -> str:
+        """What images are computed in, as features record it and `load` takes it for `dtype`: "float32", "bfloat16",
+        "float16", or "int8+" and the dtype of what is not int8.
+        """
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{INT8}+{name}" if is_quantized(self.vision) else name
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -147,8 +158,18 @@ class Model(nn.Module):
         """Frames uint8 [T, 3, S, S] of `pack` -> float32 pixels, equal to those packed."""
         return self._preprocessing.unpack(packed)
 
+    def compile(self, *, mode: str | None = None, backend: str | Backend = "inductor") -> None:
+        """Compile the image tower with torch.compile, for whole batches of I-frames and of P-frames: `compiling.py`.
+
+        mode and backend are those of torch.compile. The first batch of each shape takes up to a minute; features stay
+        the same within the rounding of the dtype. Raises ValueError for an unknown mode or backend, or an int8 model.
+        """
+        if is_quantized(self.vision):
+            raise ValueError("an int8 model cannot be compiled; load it with dtype='float32' or 'bfloat16'")
+        self.vision.compiled = Compiled(self.vision.layers, mode=mode, backend=backend)
+
     def extra_repr(self) -> str:
-        return f"{self.name}, {self.family}, dim={self.dim}, image_size={self.image_size}, dtype={self.dtype}"
+        return f"{self.name}, {self.family}, dim={self.dim}, image_size={self.image_size}, {self.precision}"
 
 
 def load(name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32") -> Model:
@@ -156,18 +177,27 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: s
 
     Supported are CLIP (OpenAI, LAION, MetaCLIP, TinyCLIP, ...), SigLIP, SigLIP2, DINOv2 and DINOv2 with
     registers; also checkpoints with only the vision tower of the first three. `device` defaults to cuda where
-    there is one, else cpu. `dtype` is "float32", "bfloat16" or "float16", or the torch dtype.
+    there is one, else cpu. `dtype` is "float32", "bfloat16" or "float16", or the torch dtype; or "int8", for CPUs: the
+    linear layers of the image tower's blocks in int8 (see `quantize.py`), all else, and the text tower, in bfloat16
+    where the processor multiplies that itself, otherwise in float32. "int8+bfloat16" and "int8+float32" ask for one of
+    them. An int8 model cannot be trained through.
 
     Raises ModelError when there is no such model, its architecture is not supported, or its weights do not
-    match its configuration (no model is ever half loaded); ValueError for an unknown device or dtype.
+    match its configuration (no model is ever half loaded); ValueError for an unknown device or dtype, or int8 where
+    this machine cannot have it.
     """
     if not isinstance(name, (str, Path)):
         raise TypeError(f'name must be "bundled", a hub id or a folder, got {type(name).__name__}')
-    torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
+    torch_device = parse_device(device)
+    precision = parse_precision(dtype, torch_device)
     folder = hub.find_folder(name)
     towers = read_towers(folder)
     files = hub.weights_files(folder)
-    vision, text, scalars = _build(towers, weights.read(files), torch_dtype, str(folder))
+    # The whole numbers are made of the weights as they are, not of what bfloat16 leaves of them.
+    read_as = torch.float32 if precision.int8 else precision.dtype
+    vision, text, scalars = _build(towers, weights.read(files), read_as, str(folder))
+    if precision.int8:
+        quantize(vision.blocks)
     model = Model(
         # A folder's name goes into features, which outlive the current directory.
         name=os.path.abspath(folder) if name != hub.BUNDLED and Path(name).expanduser().is_dir() else str(name),
@@ -181,7 +211,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: s
         weights_sha256=hub.sha256(files),
         folder=folder,
     )
-    return put_on(model, torch_device)
+    return put_on(model.to(precision.dtype), torch_device)
 
 
 def _build(
@@ -220,6 +250,25 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if parsed is None or parsed not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return parsed
+
+
+class Precision(NamedTuple):
+    """int8: are linear layers quantised? dtype: of everything else."""
+
+    int8: bool
+    dtype: torch.dtype
+
+
+def parse_precision(dtype: str | torch.dtype, device: torch.device) -> Precision:
+    """What `load` takes for `dtype`. Raises ValueError for another, and for int8 where it cannot be had."""
+    beside = {INT8: None, f"{INT8}+float32": torch.float32, f"{INT8}+bfloat16": torch.bfloat16}
+    if isinstance(dtype, str) and dtype in beside:
+        check_int8(device)
+        return Precision(True, beside[dtype] or float_beside_int8())
+    parsed = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if parsed is None or parsed not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, {INT8}, got {dtype!r}")
+    return Precision(False, parsed)
 
 
 def parse_device(device: str | torch.device | None) -> torch.device:

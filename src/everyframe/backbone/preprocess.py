@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from everyframe.backbone.hub import ModelError
+from everyframe.backbone.resizing import resize_window
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -175,16 +176,14 @@ def _resize(images: Tensor, size: tuple[int, int], rows: _Window, columns: _Wind
     height, width = images.shape[2:]
     if (height, width) == size:
         return images[:, :, rows.start : rows.start + rows.count, columns.start : columns.start + columns.count]
+    if images.device.type != "cpu":
+        return resize_window(images, size, (rows.start, rows.count), (columns.start, columns.count), mode)
     top, bottom, skipped_rows = _needed(height, size[0], rows, mode)
     left, right, skipped_columns = _needed(width, size[1], columns, mode)
     images = images[:, :, top:bottom, left:right]
     # half a thousandth of a pixel more, so that rounding down cannot lose the last row or column
     factors = ((size[0] + 5e-4) / height, (size[1] + 5e-4) / width)
-    if images.device.type == "cpu":
-        resized = F.interpolate(images, scale_factor=factors, mode=mode, antialias=True)
-    else:
-        floats = F.interpolate(images.float(), scale_factor=factors, mode=mode, antialias=True)
-        resized = floats.round_().clamp_(0, 255)
+    resized = F.interpolate(images, scale_factor=factors, mode=mode, antialias=True)
     y, x = rows.start - skipped_rows, columns.start - skipped_columns
     return resized[:, :, y : y + rows.count, x : x + columns.count]
 

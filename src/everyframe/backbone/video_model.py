@@ -89,6 +89,11 @@ class VideoModel(nn.Module):
         """The dtype of the weights."""
         return self.vision.positions.dtype
 
+    @property
+    def precision(self) -> str:
+        """What clips are computed in, as features record it."""
+        return str(self.dtype).removeprefix("torch.")
+
     @torch.no_grad()
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
         """Frames uint8 [F, H, W, 3] RGB -> float32 [F, 3, S, S] with the mean and deviation of ImageNet, on the

@@ -21,9 +21,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from everyframe.backbone.pieces import (
+    Layer,
+    attention,
+    bias_of,
+    fuses,
+    piece_rows,
+    pieces,
+    prepared,
+    runs_in_pieces,
+)
+
 
 def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
+
+
+def _quick_gelu_(x: Tensor) -> Tensor:
+    return x.mul_((1.702 * x).sigmoid_())
 
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
@@ -39,6 +54,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
 }
 """Activations by the names that Hugging Face configurations use."""
+
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    **ACTIVATIONS,
+    "quick_gelu": _quick_gelu_,
+    "silu": partial(F.silu, inplace=True),
+    "swish": partial(F.silu, inplace=True),
+    "relu": torch.relu_,
+}
+"""The same, with their input's memory for the result where torch offers that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +141,22 @@ class Mlp(nn.Module):
             return self.fc2(activate(gate) * value)
         return self.fc2(activate(hidden))
 
+    def prepared(self, rows: int) -> Layer:
+        """The same without gradients, for `rows` rows that come in pieces, see `pieces.prepared`."""
+        fused = not self.gated and fuses(self.fc1, rows, self.activation)
+        first = prepared(self.fc1, rows, self.activation if fused else "none")
+        second = prepared(self.fc2, rows)
+        activate = _IN_PLACE[self.activation]
+
+        def run(x: Tensor) -> Tensor:
+            hidden = first(x)
+            if self.gated:
+                gate, value = hidden.chunk(2, dim=-1)
+                return second(activate(gate).mul_(value))
+            return second(hidden if fused else activate(hidden))
+
+        return run
+
 
 class Block(nn.Module):
     """One pre-norm transformer block: `x + attend(x)`, then `x + feed(x)`.
@@ -134,6 +174,7 @@ class Block(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config)
+        self._widest = max(3 * config.width, self.mlp.fc1.out_features)
         self.scale1: nn.Parameter | None = None
         self.scale2: nn.Parameter | None = None
         if config.layer_scale:
@@ -142,9 +183,12 @@ class Block(nn.Module):
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, n, W] -> queries, keys and values, each [B, h, n, d] (views of one tensor)."""
-        batch, count, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, count, 3, self.heads, width // self.heads)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self._split(self.qkv(self.norm1(x)))
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, n, 3 W] -> three views [B, h, n, d]."""
+        heads = qkv.unflatten(2, (3, self.heads, -1))
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)
         return queries, keys, values
 
     def output(self, attended: Tensor) -> Tensor:
@@ -164,17 +208,76 @@ class Block(nn.Module):
         `causal`.
         """
         queries, keys, values = self.heads_of(x)
-        return self.output(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, is_causal=causal))
+        return self.output(attention(queries, keys, values, bias=bias, causal=causal))
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP branch: [B, n, W] -> [B, n, W], to be added to `x`."""
-        out = self.mlp(self.norm2(x))
-        return out if self.scale2 is None else out * self.scale2
+        if not runs_in_pieces(x):
+            out = self.mlp(self.norm2(x))
+            return out if self.scale2 is None else out * self.scale2
+        rows = x.reshape(-1, x.shape[-1])
+        branch, mlp = torch.empty_like(rows), self._mlp(len(rows))
+        for part in pieces(len(rows), self._piece(x)):
+            branch[part] = mlp(self.norm2(rows[part]))
+        return (branch if self.scale2 is None else branch.mul_(self.scale2)).view(x.shape)
 
     def forward(self, x: Tensor, causal: bool = False, bias: Tensor | None = None) -> Tensor:
         """Tokens [B, n, W] -> [B, n, W]; `causal` and `bias` as in `attend`."""
+        if runs_in_pieces(x):
+            return self._in_pieces(x, causal, bias)
         x = x + self.attend(x, causal=causal, bias=bias)
         return x + self.feed(x)
+
+    def _in_pieces(self, x: Tensor, causal: bool, bias: Tensor | None) -> Tensor:
+        """`forward` a few sequences at a time."""
+        batch, count, _ = x.shape
+        qkv, proj = prepared(self.qkv, batch * count), prepared(self.proj, batch * count)
+        mlp = self._mlp(batch * count)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for part in pieces(batch, max(self._piece(x) // max(count, 1), 1)):
+            before, after = x[part], out[part]
+            heads = self._split(qkv(self.norm1(before)))
+            attended = attention(*heads, bias=bias_of(bias, part), causal=causal).transpose(1, 2).flatten(2)
+            _add(before, proj(attended), self.scale1, after)
+            _add(after, mlp(self.norm2(after)), self.scale2, after)
+        return out
+
+    # --- for passes whose tokens are rows [M, W] of different sequences: in place, without gradients
+
+    def write_qkv(self, x: Tensor, out: Tensor) -> None:
+        """Queries, keys and values of tokens [M, W], side by side into `out` [M, 3 W]."""
+        qkv = prepared(self.qkv, len(x))
+        for part in pieces(len(x), self._piece(x)):
+            out[part] = qkv(self.norm1(x[part]))
+
+    def add_attended(self, x: Tensor, merged: Tensor) -> None:
+        """Add to tokens [M, W] what `project` makes of their attention's output [M, W]."""
+        proj = prepared(self.proj, len(x))
+        for part in pieces(len(x), self._piece(x)):
+            _add(x[part], proj(merged[part]), self.scale1, x[part])
+
+    def add_fed(self, x: Tensor) -> None:
+        """Add to tokens [M, W] what `feed` makes of them."""
+        mlp = self._mlp(len(x))
+        for part in pieces(len(x), self._piece(x)):
+            _add(x[part], mlp(self.norm2(x[part])), self.scale2, x[part])
+
+    def _piece(self, x: Tensor) -> int:
+        """Rows of a piece of `x`; all of them where nothing is gained by pieces."""
+        return piece_rows(self._widest * x.itemsize) if x.device.type == "cpu" else max(x.numel(), 1)
+
+    def _mlp(self, rows: int) -> Layer:
+        # The type itself, and unwatched: adapters and hooks have a say in what is called.
+        plain = type(self.mlp) is Mlp and not (self.mlp._forward_hooks or self.mlp._forward_pre_hooks)
+        return self.mlp.prepared(rows) if plain else self.mlp
+
+
+def _add(x: Tensor, branch: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    """x + branch * scale, into `out`."""
+    if scale is None:
+        torch.add(x, branch, out=out)
+    else:
+        torch.addcmul(x, branch, scale, out=out)
 
 
 class AttentionPool(nn.Module):
@@ -229,6 +332,8 @@ class VisionTransformer(nn.Module):
         self.norm_post = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.head = AttentionPool(config) if config.pooling == "attention" else None
         self.projection = nn.Linear(config.width, config.dim, bias=False) if config.projection else None
+        self.compiled: Callable[[Tensor], Tensor] | None = None
+        """Set by `Model.compile`: runs `layers` in `encode`'s place where no gradient is wanted."""
 
     def patchify(self, pixels: Tensor) -> Tensor:
         """Cut images [B, 3, S, S] into patches [B, P, 3 * p * p], in raster order; pixels in (channel, row,
@@ -245,6 +350,15 @@ class VisionTransformer(nn.Module):
             )
         return unfold_patches(pixels, self.config.patch_size)
 
+    def patches_at(self, pixels: Tensor, frames: Tensor, places: Tensor) -> Tensor:
+        """Single patches, of which alone anything is read: what `patchify` would have at [frames, places].
+
+        pixels [B, 3, S, S]; frames and places int64, which broadcast to [...]: numbers of images, and of patches in
+        raster order. Returns [..., 3 * p * p].
+        """
+        cells = _cells(pixels, self.config.patch_size)
+        return cells[frames, places // self.grid, places % self.grid].flatten(-3)
+
     def embed(self, patches: Tensor, indices: Tensor | None = None) -> Tensor:
         """Embed patches [B, n, 3 * p * p] and add the positional embeddings of their places.
 
@@ -257,7 +371,8 @@ class VisionTransformer(nn.Module):
                 "pass the kept patches' places as indices"
             )
         positions = self.positions if indices is None else self.positions[indices]
-        return self.patch(patches.to(self.patch.weight.dtype)) + positions
+        patches = patches.to(self.patch.weight.dtype)
+        return prepared(self.patch, patches.shape[:-1].numel())(patches) + positions
 
     def prefix(self, batch: int) -> Tensor:
         """The tokens before the patches, CLS first and then registers: [batch, num_prefix, W] (a view)."""
@@ -287,6 +402,12 @@ class VisionTransformer(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Embedded tokens with their prefix [B, n, W] -> features [B, D], not normalised."""
+        if self.compiled is not None and not torch.is_grad_enabled():
+            return self.compiled(tokens)
+        return self.layers(tokens)
+
+    def layers(self, tokens: Tensor) -> Tensor:
+        """What `encode` does, as it is."""
         tokens = self.pre(tokens)
         for block in self.blocks:
             tokens = block(tokens)
@@ -307,11 +428,16 @@ class VisionTransformer(nn.Module):
 
 def unfold_patches(pixels: Tensor, patch_size: int) -> Tensor:
     """Images [B, 3, H, W] of any size -> patches [B, (H // p) * (W // p), 3 * p * p], raster order."""
-    batch, channels, height, width = pixels.shape
-    rows, columns = height // patch_size, width // patch_size
+    cells = _cells(pixels, patch_size)
+    return cells.reshape(len(cells), cells.shape[1] * cells.shape[2], cells.shape[3:].numel())
+
+
+def _cells(pixels: Tensor, patch_size: int) -> Tensor:
+    """Images [B, 3, H, W] -> a view [B, H // p, W // p, 3, p, p]."""
+    rows, columns = pixels.shape[2] // patch_size, pixels.shape[3] // patch_size
     pixels = pixels[:, :, : rows * patch_size, : columns * patch_size]
     cells = pixels.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_size**2)
+    return cells.permute(0, 2, 4, 1, 3, 5)
 
 
 def resize_positions(positions: Tensor, grid: int, *, antialias: bool = False) -> Tensor:

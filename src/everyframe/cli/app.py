@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -21,6 +22,9 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: user errors become one line on standard error and exit code 1; Ctrl-C exits with 130."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    # Threads that wait shall sleep: spinning, beside other busy processes, they slow each other down severalfold, and
+    # alone they gain nothing. OpenMP reads it when torch is loaded, and only then.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as end:

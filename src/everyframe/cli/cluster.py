@@ -56,7 +56,12 @@ class ClusterOptions:
         str | None, _option("--decode-memory", "The most memory a decoder may take, such as 2G. (default: 4G)")
     ] = None
     decoders: Annotated[
-        str | None, _option("--decoders", "Decoding workers, fewest:most, such as 2:16. (default: 1:)")
+        str | None,
+        typer.Option(
+            "--decoders",
+            help="Files that are decoded at a time. (default: one per core, at most 4) With --cluster workers that "
+            "decode, fewest:most, such as 2:16. (default: 1:)",
+        ),
     ] = None
     encoders: Annotated[str | None, _option("--encoders", "Encoding workers, fewest:most. (default: 1:)")] = None
     cpus_per_encoder: Annotated[
@@ -82,10 +87,19 @@ class ClusterOptions:
     dry_run: Annotated[bool, _option("--dry-run", "Say what there is to do, and stop.")] = False
 
     def refuse(self) -> None:
-        """Raises ValueError for the first option that was set: there is no cluster."""
+        """Raises ValueError for the first option that was set and needs a cluster: there is none."""
         for option in fields(self):
-            if getattr(self, option.name) not in (None, False):
+            if option.name != "decoders" and getattr(self, option.name) not in (None, False):
                 raise ValueError(f"--{option.name.replace('_', '-')} has a meaning with --cluster alone")
+
+    @property
+    def files_at_a_time(self) -> int | None:
+        """--decoders where there is no cluster. Raises ValueError unless it is one number."""
+        if self.decoders is None:
+            return None
+        if not self.decoders.strip().isdecimal() or int(self.decoders) < 1:
+            raise ValueError(f"--decoders must be a number from 1 on without --cluster, got {self.decoders!r}")
+        return int(self.decoders)
 
     def arguments(self) -> dict[str, Any]:
         """Those that were set, as `everyframe.scale.encode` takes them. Raises ValueError for what has no meaning."""

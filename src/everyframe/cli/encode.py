@@ -68,8 +68,10 @@ def encode(
 ) -> None:
     """Encode videos to feature files; what is already done with the same settings is skipped."""
     _check_format(format, recipe=recipe, on_cluster=cluster.cluster is not None)
+    decoders = None
     if cluster.cluster is None:
         cluster.refuse()
+        decoders = cluster.files_at_a_time
     if store not in ("float32", "float16"):
         raise ValueError(f"--store must be float32 or float16, got {store!r}")
     chosen = reading.choose(start=start, end=end, recipe=recipe)
@@ -86,7 +88,9 @@ def encode(
         return
     if "://" in out:
         raise ValueError(f"--out {out} is an address, and only --cluster writes to one; name a folder")
-    outcomes, wall = _encode_here(paths, Path(out), chosen, **how, recipe=recipe, silent=quiet or as_json)
+    outcomes, wall = _encode_here(
+        paths, Path(out), chosen, **how, recipe=recipe, decoders=decoders, silent=quiet or as_json
+    )
     console.show_outcomes(outcomes, wall, as_json=as_json, quiet=quiet)
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(1)
@@ -117,6 +121,7 @@ def _encode_here(
     store: str,
     retry_failed: bool,
     recipe: bool,
+    decoders: int | None,
     silent: bool,
 ) -> tuple[list[Outcome], float]:
     """On this machine; what became of each video, and the seconds that it took."""
@@ -146,6 +151,7 @@ def _encode_here(
             journal_file=out / JOURNAL,
             retry_failed=retry_failed,
             recipe=recipe,
+            decoders=decoders,
         ):
             outcomes.append(outcome)
             step.finished(outcome)

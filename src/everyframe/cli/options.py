@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everyframe import cpu
+
 if TYPE_CHECKING:
     from everyframe.backbone import Model
     from everyframe.features import VideoFeatures
@@ -37,10 +39,13 @@ EndOption = Annotated[float | None, typer.Option("--end", help="Second to stop a
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ... (default: cuda if any)")]
 DtypeOption = Annotated[
     str | None,
-    typer.Option("--dtype", help="Computation: float32, bfloat16 or float16. (default: float32)"),
+    typer.Option("--dtype", help="Computation: float32, bfloat16, float16, or int8 on a CPU. (default: float32)"),
 ]
 BatchOption = Annotated[int | None, typer.Option("--batch-size", help="I-frames per forward pass.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads of the model.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", help="CPU threads of the model. (default: the cores that this process may use)"),
+]
 PartialOption = Annotated[
     bool, typer.Option("--keep-partial", help="Of damaged files keep the frames that can be read.")
 ]
@@ -57,13 +62,10 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
+    """Of torch in this process: so many, or as many as affinity and quota allow."""
+    if threads is not None and threads < 1:
         raise ValueError(f"--threads must be at least 1, got {threads}")
-    import torch
-
-    torch.set_num_threads(threads)
+    cpu.use_threads(threads)
 
 
 def load_model(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> Model:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from everyframe.backbone import Block, Model, VisionTransformer
+from everyframe.backbone.pieces import attention
 from everyframe.encoders.plan import Plan
 
 _NONE = torch.empty(0, dtype=torch.int64)
@@ -103,6 +104,7 @@ class _Layout:
         self.patches = torch.cat([_NONE, *patches])
 
 
+@torch.no_grad()
 def packed_features(model: Model, pixels: Tensor, plan: Plan) -> Tensor:
     """Preprocessed frames [T, 3, S, S] and their plan -> float32 [T, D], unit rows; all of it in one pass.
 
@@ -112,9 +114,13 @@ def packed_features(model: Model, pixels: Tensor, plan: Plan) -> Tensor:
     layout = _Layout(plan, vision, model.device)
     x = _embed(model, pixels, layout)
     tokens, groups = vision.num_prefix + vision.num_patches, len(layout.full)
+    # The same memory for every block: asking the system for as much each time would cost more than the sums do.
+    qkv, attended = x.new_empty(len(x), 3 * x.shape[1]), torch.empty_like(x)
     for block in cast("list[Block]", vision.blocks):
-        x = x + _attend(block, x, layout, groups, tokens)
-        x = x + block.feed(x)
+        block.write_qkv(x, qkv)
+        _attend(block.heads, qkv, attended, layout, groups, tokens)
+        block.add_attended(x, attended)
+        block.add_fed(x)
     computed = F.normalize(_pool(vision, x, layout, groups, tokens).float(), dim=1)
     order = torch.tensor(layout.full + layout.reduced, device=model.device)
     row_of = torch.empty(len(plan.roles), dtype=torch.int64, device=model.device)
@@ -130,9 +136,8 @@ def _embed(model: Model, pixels: Tensor, layout: _Layout) -> Tensor:
     x = full.new_empty(layout.rows, full.shape[2])
     x[: full.shape[0] * full.shape[1]] = full.flatten(0, 1)
     if layout.reduced:
-        cut = vision.patchify(pixels[layout.reduced])
-        frames = torch.repeat_interleave(torch.arange(len(cut)), torch.tensor(layout.patch_counts))
-        chosen = cut[frames, layout.patches].to(model.device, model.dtype)
+        frames = torch.repeat_interleave(torch.tensor(layout.reduced), torch.tensor(layout.patch_counts))
+        chosen = vision.patches_at(pixels, frames, layout.patches).to(model.device, model.dtype)
         x[layout.patch_rows] = vision.embed(chosen, layout.patches.to(model.device))
         x[layout.prefix_rows] = vision.prefix(len(layout.reduced)).flatten(0, 1)
     return vision.pre(x)
@@ -152,14 +157,12 @@ class _State:
         self.pairs.index_copy_(0, step.slots, rows)
 
 
-def _attend(block: Block, x: Tensor, layout: _Layout, groups: int, tokens: int) -> Tensor:
-    """The attention branch of one block on packed tokens: [M, W] -> [M, W]."""
-    width, heads = x.shape[1], block.heads
-    qkv = block.qkv(block.norm1(x))
-    attended = torch.empty_like(x)
+def _attend(heads: int, qkv: Tensor, attended: Tensor, layout: _Layout, groups: int, tokens: int) -> None:
+    """The attention of one block on packed tokens: [M, 3 W] -> into `attended` [M, W]."""
+    width = attended.shape[1]
     full = qkv[: groups * tokens]
     queries, keys, values = (_heads(part, groups, heads) for part in full.split(width, dim=1))
-    whole = F.scaled_dot_product_attention(queries, keys, values)
+    whole = attention(queries, keys, values)
     attended[: groups * tokens] = whole.transpose(1, 2).reshape(-1, width)
     state = _State(full[:, width:], layout.is_two_sided)
     keys, values = (_heads(part, groups, heads) for part in state.pairs.split(width, dim=1))
@@ -169,12 +172,9 @@ def _attend(block: Block, x: Tensor, layout: _Layout, groups: int, tokens: int) 
         wide = rows[:, :width]
         if step.padded is not None:
             wide = rows.new_zeros(step.groups * step.longest, width).index_copy_(0, step.padded, wide)
-        out = F.scaled_dot_product_attention(
-            _heads(wide, step.groups, heads), keys[: step.groups], values[: step.groups]
-        )
+        out = attention(_heads(wide, step.groups, heads), keys[: step.groups], values[: step.groups])
         out = out.transpose(1, 2).reshape(-1, width)
         attended[step.first : step.last] = out if step.padded is None else out[step.padded]
-    return block.project(attended)
 
 
 def _pool(vision: VisionTransformer, x: Tensor, layout: _Layout, groups: int, tokens: int) -> Tensor:

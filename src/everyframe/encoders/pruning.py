@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import Any, Literal, cast
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from everyframe.backbone import Block, Model, VideoModel
+from everyframe.backbone.pieces import attention
 from everyframe.cost import Rule, sequence_macs
 from everyframe.encoders.merging import ReducingEncoder
 from everyframe.tokens.merge import Tokens, fuse_tokens, prune_tokens
@@ -71,7 +71,7 @@ class Pruning(ReducingEncoder):
         for block in vision.blocks:
             queries, keys, values = block.heads_of(x)
             seen.append((queries, keys))
-            x = x + block.output(F.scaled_dot_product_attention(queries, keys, values))
+            x = x + block.output(attention(queries, keys, values))
             x = x + block.feed(x)
         flows = rollout(*zip(*seen, strict=True))
         state = Tokens.traced(start)

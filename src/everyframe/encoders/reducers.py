@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
-from torch.nn import functional as F
-
 from everyframe.backbone import Block
+from everyframe.backbone.pieces import attention
 from everyframe.tokens.merge import Tokens, bipartite_match, merge_tokens
 from everyframe.tokens.saliency import saliency_weights, scored_attention
 
@@ -45,7 +44,7 @@ def merge_background(block: Block, state: Tokens, count: int, protected: int) ->
 def merge_similar(block: Block, state: Tokens, count: int, protected: int) -> Tokens:
     """ToMe: tokens join their most similar partner, compared by their keys averaged over heads."""
     queries, keys, values = block.heads_of(state.tokens)
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=state.mass_bias())
+    attended = attention(queries, keys, values, bias=state.mass_bias())
     state = state.with_tokens(state.tokens + block.output(attended))
     return merge_tokens(state, bipartite_match(keys.float().mean(dim=1), count, protected=protected))
 

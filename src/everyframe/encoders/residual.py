@@ -14,6 +14,7 @@ f_I is whatever the encoder returns for an I-frame: CLIP's projected CLS, SigLIP
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -285,9 +286,11 @@ class ResidualViT:
         if not len(rows):
             return torch.empty(0, self.dim, device=self.model.device)
         # A P-frame has a fraction of the tokens; larger batches keep the matrix products as large.
-        batch = max(self.batch_size * self.model.vision.num_patches // self.num_kept, 1)
+        most = max(self.batch_size * self.model.vision.num_patches // self.num_kept, 1)
+        # Of equal size: a rest of one frame would take longer than its share.
+        batch = math.ceil(len(rows) / math.ceil(len(rows) / most))
         parts = zip(rows.split(batch), i_features.split(batch), kept.split(batch), strict=True)
-        return torch.cat([self.p_features(pixels[some], sources, indices) for some, sources, indices in parts])
+        return torch.cat([self.p_features(pixels, sources, indices, some) for some, sources, indices in parts])
 
     def kept_indices(self, pixels: Tensor, motion: Tensor | None, rows: Tensor, first_frame: int = 0) -> Tensor:
         """The patches each frame in `rows` keeps: int64 [len(rows), n], sorted, in raster numbering.
@@ -308,20 +311,20 @@ class ResidualViT:
         scores = patch_sums(maps[rows.to(maps.device)], vision.config.patch_size)
         return top_indices(scores, kept, frames=frames, seed=self.seed)
 
-    def p_features(self, pixels: Tensor, i_features: Tensor, indices: Tensor) -> Tensor:
+    def p_features(self, pixels: Tensor, i_features: Tensor, indices: Tensor, rows: Tensor | None = None) -> Tensor:
         """P-frames [B, 3, S, S], their I-features [B, D] and kept patches [B, n] -> float32 [B, D], unit rows.
 
+        rows: int64 [B], where `pixels` has other frames too: the numbers of these.
         Differentiable, so that the residual tokenizer can be trained through it.
         """
         vision, model = self.model.vision, self.model
         if self.reduction == "resize":
-            tokens = self._embed_small(pixels)
+            tokens = self._embed_small(pixels if rows is None else pixels[rows])
         else:
-            patches = vision.patchify(pixels)
-            where = indices.to(patches.device)[..., None].expand(-1, -1, patches.shape[2])
-            patches = patches.gather(1, where).to(model.device, model.dtype)
-            tokens = vision.embed(patches, indices.to(model.device))
-        parts = [vision.prefix(len(pixels)), tokens]
+            frames = torch.arange(len(pixels)) if rows is None else rows
+            patches = vision.patches_at(pixels, frames.to(pixels.device)[:, None], indices.to(pixels.device))
+            tokens = vision.embed(patches.to(model.device, model.dtype), indices.to(model.device))
+        parts = [vision.prefix(len(tokens)), tokens]
         if self.tokenizer is not None:
             parts.insert(1, self.tokenizer(i_features.to(self.tokenizer.dtype))[:, None].to(model.dtype))
         tokens = torch.cat(parts, 1)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from everyframe.backbone import Block, Model, VideoModel, VideoTransformer
+from everyframe.backbone.pieces import attention
 from everyframe.cost import Rule, clip_macs
 from everyframe.encoders.clip_positions import hash_positions, read_positions, write_positions
 from everyframe.tokens.clips import ClipSchedule, LayerCounts, join_clips, side_by_side
@@ -250,7 +251,7 @@ class TempMe:
         queries, keys, values = block.heads_of(state.tokens)
         bias = state.mass_bias() if self.proportional else None
         bias = None if bias is None else bias.to(queries.dtype)
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+        attended = attention(queries, keys, values, bias=bias)
         state = state.with_tokens(state.tokens + block.output(attended))
         count = schedule.within(number, state.tokens.shape[1], protected)
         if count:

@@ -249,7 +249,7 @@ def reader_settings(reader: Reader, sampling: Sampling) -> dict[str, Any]:
         "weights_sha256": model.weights_sha256,
         "frames": model.frames,
         "image_size": model.image_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.precision,
         "reader": reader.settings,
         "sampling": asdict(sampling),
     }

@@ -51,7 +51,7 @@ class EncodedVideos:
         return {
             "model": model.name,
             "weights_sha256": model.weights_sha256,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": model.precision,
             "encoder": self.encoder.settings,
             "sampling": self.sampling.settings,
             "keep_partial": self.sampling.keep_partial,

@@ -199,7 +199,7 @@ class _Bench:
                 **asdict(scale),
                 "residual": residual,
                 "device": model.device.type,
-                "dtype": str(model.dtype).removeprefix("torch."),
+                "dtype": model.precision,
             },
         }
         decides = {**self._facts, "ways": {way.name: way.settings for way in every}}

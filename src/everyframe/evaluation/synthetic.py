@@ -122,7 +122,7 @@ def _nothing_measured(
             **settings,
             "threads": torch.get_num_threads(),
             "device": model.device.type,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": model.precision,
         },
         residuals={
             name: [{"fingerprint": file.fingerprint, **file.facts} for file in files]

@@ -1,7 +1,8 @@
 """From videos to features: decode ahead, encode in batches, resume, report what failed."""
 
+from everyframe.pipeline.batch import Outcome, default_decoders, encode_each, encode_videos
 from everyframe.pipeline.clips import frames_of
-from everyframe.pipeline.encode import Outcome, encode_each, encode_recipe, encode_video, encode_videos, provenance_of
+from everyframe.pipeline.encode import encode_recipe, encode_video, provenance_of
 from everyframe.pipeline.plan import Forecast, forecast
 from everyframe.pipeline.recipe import RECIPE_SUFFIX, Recipe
 from everyframe.pipeline.remake import remake
@@ -19,6 +20,7 @@ __all__ = [
     "Recipe",
     "Sampling",
     "Window",
+    "default_decoders",
     "encode_each",
     "encode_recipe",
     "encode_video",

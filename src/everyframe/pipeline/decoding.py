@@ -11,6 +11,7 @@ from everyframe.encoders import Encoder
 from everyframe.pipeline.clips import cut_clips
 from everyframe.pipeline.resume import identity, source_name
 from everyframe.pipeline.sampling import ClipSampling, Sampling
+from everyframe.pipeline.uploads import upload_device
 from everyframe.pipeline.window import Chunk, planned, preprocessed
 from everyframe.video import Sample, SampledVideo, Seam, Source, TargetRange, VideoError
 
@@ -47,7 +48,7 @@ def read_chunks(
     try:
         with _opened(source, encoder, sampling, targets) as sampled:
             if isinstance(sampling, ClipSampling):
-                parts = preprocessed(sampled, encoder.model, motion=False)
+                parts = preprocessed(sampled, encoder.model, motion=False, device=upload_device(encoder.model))
                 yield from cut_clips(parts, sampled, sampling, encoder.batch_size)
             else:
                 yield from _frame_chunks(sampled, encoder, targets)
@@ -86,7 +87,7 @@ def _opened(
 def _frame_chunks(sampled: SampledVideo, encoder: Encoder, targets: TargetRange | None) -> Iterator[Chunk]:
     planner = encoder.planner(0 if targets is None else targets.first)
     last = _Last(sampled, _stop(targets))
-    parts = preprocessed(last, encoder.model, motion=encoder.needs_motion)
+    parts = preprocessed(last, encoder.model, motion=encoder.needs_motion, device=upload_device(encoder.model))
     for chunk in planned(parts, planner, frames_per_call(encoder), look_ahead=encoder.looks_ahead):
         if chunk.times[-1] == last.beyond:
             chunk = _only_seen(chunk)
@@ -142,7 +143,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         "family": model.family,
         "dim": model.dim,
         "weights_sha256": model.weights_sha256,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.precision,
         "projected": model.text is not None or model.vision.config.projection,
         "normalised": True,
         "preprocess": model.preprocess_settings,

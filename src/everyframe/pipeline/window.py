@@ -16,10 +16,13 @@ from torch import Tensor
 
 from everyframe.backbone import Model
 from everyframe.encoders import FramePlanner, Plan
+from everyframe.pipeline.uploads import stacked
 from everyframe.video import Sample, Source, sample_frames
 
 _RAW_BYTES = 24 << 20  # decoded frames waiting to be preprocessed together
-_RAW_FRAMES = 16
+_RAW_FRAMES = (
+    11  # three parts are one more than a usual chunk: with parts of 16 the first call would wait for 48 frames
+)
 
 
 @dataclass
@@ -87,24 +90,29 @@ def read_window(
     )
 
 
-def preprocessed(samples: Iterable[Sample], model: Model, *, motion: bool) -> Iterator[Part]:
-    """Preprocess frames a few at a time; how many does not depend on what they are for."""
+def preprocessed(
+    samples: Iterable[Sample], model: Model, *, motion: bool, device: torch.device | None = None
+) -> Iterator[Part]:
+    """Preprocess frames a few at a time; how many does not depend on what they are for.
+
+    device: where; None is the CPU.
+    """
     waiting: list[Sample] = []
     for sample in samples:
         waiting.append(sample)
         if len(waiting) * sample.pixels.nbytes >= _RAW_BYTES or len(waiting) >= _RAW_FRAMES:
-            yield _part(waiting, model, motion)
+            yield _part(waiting, model, motion, device)
             waiting = []
     if waiting:
-        yield _part(waiting, model, motion)
+        yield _part(waiting, model, motion, device)
 
 
-def _part(samples: list[Sample], model: Model, motion: bool) -> Part:
-    frames = np.stack([sample.pixels for sample in samples])
+def _part(samples: list[Sample], model: Model, motion: bool, device: torch.device | None) -> Part:
+    frames = stacked([sample.pixels for sample in samples], device)
     maps = None
     if motion:
-        raw = np.stack([sample.motion for sample in samples if sample.motion is not None])
-        maps = model.preprocess_motion(raw, frames.shape[1:3])
+        raw = stacked([sample.motion for sample in samples if sample.motion is not None], device)
+        maps = model.preprocess_motion(raw, (frames.shape[1], frames.shape[2]))
     return Part([sample.time for sample in samples], model.preprocess(frames), maps)
 
 
@@ -149,18 +157,30 @@ class _Waiting:
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        self._pixels: list[Tensor] = []
+        self._parts: list[Tensor] = []  # in order, none empty
 
     def add(self, part: Part) -> None:
         self.times += part.times
-        self._pixels.append(part.pixels)
+        self._parts.append(part.pixels)
 
     def take(self, count: int, seen: int) -> tuple[list[float], Tensor]:
         """Times of the first `count` frames, which wait no longer, and pixels of the first `seen`."""
-        pixels = torch.cat(self._pixels)
         times, self.times = self.times[:count], self.times[count:]
-        self._pixels = [pixels[count:].clone()]  # not a view: it would keep all of them in memory
-        return times, pixels[:seen]
+        pixels = torch.cat(list(_first(self._parts, seen)))
+        while self._parts and count >= len(self._parts[0]):
+            count -= len(self._parts.pop(0))
+        if count:
+            self._parts[0] = self._parts[0][count:].clone()  # not a view: it would keep all of them in memory
+        return times, pixels
+
+
+def _first(parts: list[Tensor], count: int) -> Iterator[Tensor]:
+    """Views of the first `count` frames of all parts together."""
+    for part in parts:
+        if count <= 0:
+            return
+        yield part[:count]
+        count -= len(part)
 
 
 def last_end(last: float, decoded: float | None, asked: float | None) -> float | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from everyframe import cpu
 from everyframe.extras import require
 from everyframe.scale.work import Stages
 
@@ -191,7 +192,7 @@ def _init(address: str) -> None:
     # Spilling, restarts and retries are the business of this module, not of the user's terminal.
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        given |= {"num_cpus": max(os.cpu_count() or 2, 2), "include_dashboard": False}
+        given |= {"num_cpus": max(cpu.count(), 2), "include_dashboard": False}
     try:
         ray.init(address=address, **given)
     except Exception as error:  # Ray raises all kinds

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from everyframe.backbone import Model, VideoModel
 from everyframe.backbone.model import parse_device
+from everyframe.backbone.quantize import check_int8, is_quantized
 from everyframe.encoders import Encoder, ResidualTokenizer
 from everyframe.version import package_version
 
@@ -106,7 +107,10 @@ def arrive(payload: Payload, *, device: str | torch.device | None = None, thread
         torch.set_num_threads(threads)
     place = torch.device("cpu") if envelope["planning"] else parse_device(device)
     with place:  # `_tensor` puts what it makes there
-        return cast(Encoder, pickle.loads(data[end:]))
+        encoder = cast(Encoder, pickle.loads(data[end:]))
+    if not envelope["planning"] and is_quantized(encoder.model.vision):
+        check_int8(place)
+    return encoder
 
 
 def _pickled(encoder: Encoder, *, planning: bool) -> bytes:

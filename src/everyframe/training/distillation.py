@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from everyframe.backbone import Model
+from everyframe.backbone.quantize import is_quantized
 from everyframe.encoders import ResidualTokenizer, ResidualViT
 from everyframe.encoders.tokenizer import PUBLISHED_FILE
 from everyframe.tokens.drop import num_kept, random_indices
@@ -192,6 +193,8 @@ class _Run:
         self.ranks = ranks
         self.say = say if ranks.first else lambda text: None
         ranks.part(recipe.batch)
+        if is_quantized(model.vision):
+            raise ValueError("gradients cannot pass an int8 model; load it with dtype='float32' or 'bfloat16'")
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they would
             torch.manual_seed(recipe.seed)
             self.tokenizer = ResidualTokenizer(
@@ -447,7 +450,7 @@ def _identity(model: Model, clips: Clips, recipe: Recipe, bank: list[str]) -> di
         **{name: value for name, value in asdict(recipe).items() if name not in ("steps", "micro_batch")},
         "format": _FORMAT,
         "model": model.weights_sha256,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.precision,
         "clips": clips.fingerprint,
         "prompts": hashlib.sha256("\n".join(bank).encode()).hexdigest()[:16] if bank else None,
     }

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from everyframe.backbone import Model
 from everyframe.encoders import TempMe
 from everyframe.training.adapters import RATES, TUNES, Tune
@@ -117,9 +115,9 @@ class FinetuneRecipe:
         unknown = set(given) - {each.name for each in fields(cls)} | {"steps_per_epoch"} & set(given)
         if unknown:
             raise TypeError(f"finetune has no option {', '.join(sorted(unknown))}")
-        if model.dtype != torch.float32:
+        if model.precision != "float32":
             raise ValueError(
-                f"the model must be loaded in float32 to be fitted, got {str(model.dtype).removeprefix('torch.')}; "
+                f"the model must be loaded in float32 to be fitted, got {model.precision}; "
                 "precision='bfloat16' computes in bfloat16"
             )
         if model.family != "clip" or model.text is None:

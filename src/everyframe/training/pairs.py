@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everyframe import cpu
 from everyframe.backbone import Model
 from everyframe.backbone.text import Tokenizer
 from everyframe.training.errors import TrainingError
@@ -242,7 +243,7 @@ class FrameStore:
         self._kept: np.ndarray | None = None
         if folder is not None:
             self._open(folder, fingerprint)
-        self._threads = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16))
+        self._threads = ThreadPoolExecutor(workers or min(cpu.count(), 16))
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Start to decode these videos, unless they are there."""

@@ -8,7 +8,6 @@ n clips, F frames each, K = F - 1 P-frames, S image side, D width of the joint s
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everyframe import cpu
 from everyframe.backbone import Model
 from everyframe.encoders import DenseEncoder
 from everyframe.training.data import Clips, clip_name
@@ -86,7 +86,7 @@ class ClipStore:
         self._model, self._clips, self._pool, self._seed = model, clips, pool, seed
         self._with_texts, self._on_failure = with_texts, on_failure
         self._teacher = DenseEncoder(model)
-        self._threads = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16))
+        self._threads = ThreadPoolExecutor(workers or min(cpu.count(), 16))
         self._ahead: dict[Place, Future[_Decoded]] = {}
         self._failed: set[Place] = set()
         self._kept = None if folder is None else _Kept(model, clips, folder, seed, with_texts)
@@ -197,7 +197,7 @@ class _Kept:
             "layout": _LAYOUT,
             "clips": clips.fingerprint,
             "model": model.weights_sha256,
-            "dtype": str(model.dtype),
+            "dtype": model.precision,
             "seed": seed,
             "texts": with_texts,
         }

@@ -24,12 +24,13 @@ from typing import Any
 import av
 import numpy as np
 
-from everyframe.video.decode import Decoder, OnDamage, Picture
+from everyframe.video.decode import Decoder, OnDamage
 from everyframe.video.errors import VideoError
 from everyframe.video.images import ImageFolder, is_folder
 from everyframe.video.opening import Input, Source, packets_of, source_name
 from everyframe.video.picture import Converter
 from everyframe.video.sample import exact_rate, time_range
+from everyframe.video.shown import Picture
 from everyframe.video.targets import Timing
 
 Choose = Callable[[int, int], Sequence[int]]

@@ -10,11 +10,12 @@ from typing import Any
 
 import av
 
-from everyframe.video.decode import Damage, Decoder, OnDamage, Picture
+from everyframe.video.decode import Damage, Decoder, OnDamage
 from everyframe.video.errors import VideoError
 from everyframe.video.find import list_images
 from everyframe.video.info import VideoInfo
 from everyframe.video.opening import Geometry, geometry_of
+from everyframe.video.shown import Picture
 
 
 def is_folder(source: Any) -> bool:

@@ -15,8 +15,8 @@ import math
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from everyframe.video.decode import Picture
 from everyframe.video.opening import Geometry, side_data
+from everyframe.video.shown import Picture
 
 CELL_PIXELS = 8
 INTRA_PIXELS = 16.0

@@ -105,6 +105,13 @@ class Input:
         """Does FFmpeg read it from a server?"""
         return _is_address(self.source)
 
+    @property
+    def rewinds(self) -> bool:
+        """Can it be read from its beginning as often as one likes?"""
+        if isinstance(self.source, str | os.PathLike):
+            return not self.is_streamed and os.path.isfile(self.source)
+        return self._offset is not None
+
     def check_reachable(self, error: Exception) -> None:
         """Raise UnreachableError where an error of reading means that a server no longer answers."""
         if self.is_streamed and isinstance(error, _BREAKS):

@@ -10,8 +10,8 @@ import av.filter
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from everyframe.video.decode import Picture
 from everyframe.video.opening import Geometry
+from everyframe.video.shown import Picture
 
 
 class Converter:

@@ -8,19 +8,22 @@ import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
-from everyframe.video.decode import Decoder, OnDamage, Picture
+from everyframe.video.decode import Decoder, OnDamage
 from everyframe.video.errors import VideoError
+from everyframe.video.foresight import UnforeseenError
 from everyframe.video.images import ImageFolder, is_folder
 from everyframe.video.info import VideoInfo
 from everyframe.video.motion import MotionMeter
 from everyframe.video.opening import Input, Source, source_name
 from everyframe.video.picture import Converter, checksum
-from everyframe.video.targets import TargetRange, Targets, Timing
+from everyframe.video.shown import Picture
+from everyframe.video.targets import Scout, TargetRange, Targets, Timing
 
 OnFewer = Literal["warn", "accept"]
 Seam = list[float | int | None]
@@ -51,7 +54,7 @@ class Sample:
 class SampledVideo(Iterator[Sample]):
     """What `sample_frames` returns: an iterator of `Sample`, to be run through once; a context manager.
 
-    `info` is there from the start. `damage`, `num_frames_decoded`, `motion_source`, `last_end_seconds` and the seams
+    `info` is there from the start. `damage`, the numbers of frames, `motion_source`, `last_end_seconds` and the seams
     are complete when the iteration is.
     """
 
@@ -65,6 +68,9 @@ class SampledVideo(Iterator[Sample]):
     ):
         self.info: VideoInfo = frames.info
         self.num_frames_decoded = 0
+        """Frames on the way, whether they were wanted or not; those too that needed no decoding."""
+        self.num_frames_left_out = 0
+        """How many of these were not decoded, because nothing that is wanted needs them."""
         self.last_end_seconds = 0.0
         """When the last decoded frame ends: the length of the picture track, if it was read to its end."""
         self.head: Seam | None = None
@@ -108,40 +114,57 @@ class SampledVideo(Iterator[Sample]):
         self._frames.close()
 
     def _run(self) -> Generator[Sample, None, None]:
+        given = 0
+        try:
+            for sample in self._pass():
+                given += 1
+                yield sample
+        except UnforeseenError:
+            # What was given is right: a picture counts only once the one after it has come as foreseen.
+            if isinstance(self._frames, Decoder):
+                self._frames.read_in_full(self._plan.start)
+            yield from islice(self._pass(), given, None)
+        finally:
+            self._frames.close()
+
+    def _pass(self) -> Generator[Sample, None, None]:
+        """All samples. Raises UnforeseenError where pictures were left out that should not have been."""
         plan, unit = self._plan, self._frames.unit
         convert = Converter(self._frames.geometry)
         targets = Targets(plan, unit, self._range)
+        self.num_frames_decoded = self.num_frames_left_out = 0
+        self.head = self.tail = None
         emitted = inside = 0
         before: Picture | None = None
         held: Picture | None = None
-        try:
-            if self._range.first:
-                self._go_to_first_target()
-            for picture in self._frames:
-                self.num_frames_decoded += 1
-                self.last_end_seconds = float((picture.time + picture.duration) * unit)
-                inside += plan.holds(picture.time * unit)
-                if held is not None:
-                    hit = targets.nearest(held, picture)
-                    self._look_for_seams(targets, held, picture)
-                    if hit:
-                        yield self._sample(convert, before, held, picture, targets.given)
-                        emitted += 1
-                    if targets.done:
-                        break
-                if self._meter is not None:
-                    self._meter.add(picture)
-                before, held = held, picture
-            else:
-                if held is not None:
-                    hit = targets.last(held)
-                    self._look_for_seams(targets, held, None)
-                    if hit:
-                        yield self._sample(convert, before, held, None, targets.given)
-                        emitted += 1
-            self._report(emitted, targets.count, inside)
-        finally:
-            self._frames.close()
+        if self._range.first:
+            self._go_to_first_target()
+        if isinstance(self._frames, Decoder) and self._meter is None and plan.fps is not None:
+            self._frames.foresee(Scout(plan, unit, self._range))
+        for picture in self._frames:
+            self.num_frames_decoded += 1
+            self.num_frames_left_out += picture.frame is None
+            self.last_end_seconds = float((picture.time + picture.duration) * unit)
+            inside += plan.holds(picture.time * unit)
+            if held is not None:
+                hit = targets.nearest(held, picture)
+                self._look_for_seams(targets, held, picture)
+                if hit:
+                    yield self._sample(convert, before, held, picture, targets.given)
+                    emitted += 1
+                if targets.done:
+                    break
+            if self._meter is not None:
+                self._meter.add(picture)
+            before, held = held, picture
+        else:
+            if held is not None:
+                hit = targets.last(held)
+                self._look_for_seams(targets, held, None)
+                if hit:
+                    yield self._sample(convert, before, held, None, targets.given)
+                    emitted += 1
+        self._report(emitted, targets.count, inside)
 
     def _go_to_first_target(self) -> None:
         """Seek to where the range begins, after learning the source of motion, which the second frame of all decides.
@@ -174,12 +197,16 @@ class SampledVideo(Iterator[Sample]):
 
     def _seam(self, held: Picture, after: Picture | None) -> Seam:
         seen = held if after is None else after
+        if seen.frame is None:
+            raise UnforeseenError
         ends = None if after is None else float(after.time * self._frames.unit)
         return [float(held.time * self._frames.unit), ends, seen.position, checksum(seen.frame)]
 
     def _sample(
         self, convert: Converter, before: Picture | None, held: Picture, after: Picture | None, target: int | None
     ) -> Sample:
+        if held.frame is None:
+            raise UnforeseenError
         motion, source = self._meter.take(held) if self._meter is not None else (None, None)
         unit = self._frames.unit
         shown_for = after.time - held.time if after is not None else held.duration
@@ -210,7 +237,7 @@ class SampledVideo(Iterator[Sample]):
                 f"{self.info.path}: {float(self._plan.fps):g} frames per second were asked for but the video "
                 f"has {emitted} in {seconds:.2f} s ({emitted / seconds:.3g} per second); each is given once",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -246,7 +273,8 @@ def sample_frames(
     motion: fill `Sample.motion`: from the codec's motion vectors where FFmpeg exports them (H.264, MPEG-4,
         MPEG-2 and their relatives), else from luma. `Sample.motion_source` says which; a file has only one.
     on_damage: "raise" raises VideoError at the first damaged packet, or at the end when less came than the
-        header promises; "skip" leaves out what cannot be read, and `damage` lists it.
+        header promises; "skip" leaves out what cannot be read, and `damage` lists it. At a rate and without motion
+        a picture that nothing wanted refers to is not decoded, and not found damaged.
     on_fewer: "accept" gives no warning where the video has fewer frames than `fps`.
     threads: decoder threads; None leaves the choice to FFmpeg.
     targets: only the frames whose first target lies in this range, sought out. Ranges that follow each other give each
@@ -276,7 +304,7 @@ def sample_frames(
     else:
         opened = Input(source, threads=threads, export_vectors=motion)
         try:
-            frames = Decoder(opened, on_damage=on_damage, references=motion)
+            frames = Decoder(opened, on_damage=on_damage, references=motion, skips=not motion and plan.fps is not None)
         except BaseException:
             opened.close()
             raise

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from everyframe.video.decode import Picture
+from everyframe.video.shown import Picture
 
 
 @dataclass(frozen=True)
@@ -110,3 +110,34 @@ class Targets:
         if after is not None and end is not None and after.time * self._unit >= end:
             self._limit = 0
         return self._plan.holds(held.time * self._unit)
+
+
+class Scout:
+    """Walks the same targets ahead of the decoder: which pictures will be looked at, told from their times alone."""
+
+    def __init__(self, plan: Timing, unit: Fraction, range: TargetRange):
+        self._targets = Targets(plan, unit, range)
+        self._edges = [edge for edge in (range.first, range.stop) if edge]
+        self._held: Picture | None = None
+        self._is_seam = False  # what is shown first after the edge of a range is compared with its neighbour's
+
+    @property
+    def done(self) -> bool:
+        return self._targets.done and not self._is_seam
+
+    def see(self, picture: Picture) -> bool:
+        """Take the next picture; is the one before it needed?"""
+        held, self._held = self._held, picture
+        needed, self._is_seam = self._is_seam, False
+        if held is not None and not self._targets.done:
+            needed = self._targets.nearest(held, picture) or needed
+            self._is_seam = any(self._targets.settled(edge) for edge in self._edges)
+        return needed
+
+    def last(self) -> bool:
+        """After the last picture: is it needed?"""
+        if self._held is None or self._targets.done:
+            return self._is_seam
+        # Its seam is looked at too: where the video ends counts as what comes after.
+        needed = self._targets.last(self._held) or self._is_seam
+        return needed or any(self._targets.settled(edge) for edge in self._edges)

@@ -10,11 +10,12 @@ from fractions import Fraction
 
 import av
 
-from everyframe.video.decode import Decoder, Picture
+from everyframe.video.decode import Decoder
 from everyframe.video.errors import VideoError
 from everyframe.video.images import ImageFolder, is_folder
 from everyframe.video.opening import Geometry, Input, Source, source_name
 from everyframe.video.picture import Converter
+from everyframe.video.shown import Picture
 from everyframe.video.write import write_image
 
 _KEY_FRAME_SECONDS = 4.0

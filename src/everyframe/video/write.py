@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def write_video(
     _check_size(path, first, pixel_format)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        with av.open(os.path.abspath(partial), "w") as container:
+        with _scheduling_kept(), av.open(os.path.abspath(partial), "w") as container:
             stream = container.add_stream(codec, rate=rate, options=settings)
             stream.height, stream.width = first.shape[:2]
             stream.pix_fmt = pixel_format
@@ -111,6 +112,23 @@ def write_image(path: str | Path | None, pixels: np.ndarray, *, format: str | No
         finally:
             partial.unlink(missing_ok=True)
     return data
+
+
+@contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """SVT-AV1, run by root, makes the thread that calls it a real-time one, and does not take that back.
+
+    All that this thread starts later, processes too, would push everything else off the processor.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, priority)
 
 
 def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
