@@ -23,7 +23,7 @@ def main() -> None:
     """Entry point: user errors become one line on standard error and exit code 1; Ctrl-C exits with 130."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     # Threads that wait shall sleep: spinning, beside other busy processes, they slow each other down severalfold, and
-    # alone they gain nothing. OpenMP reads it when torch is loaded, and only then.
+    # alone they gain little. OpenMP reads it when torch is loaded, and only then.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
