@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from everyframe.video.ahead import put
+
 S = TypeVar("S")
 T = TypeVar("T")
 
-_POLL_SECONDS = 0.05
 _JOIN_SECONDS = 10.0
 _END = -1  # in place of a source's number: a thread has ended, with the error that ended it, or None
 
@@ -104,26 +105,15 @@ def _read(
             _read_one(number, items_of(sources[number]), out, stop)
     except BaseException as broken:  # whatever it is belongs to the consumer, who raises it again
         error = broken
-    _put(out, (_END, error), stop)
+    put(out, (_END, error), stop)
 
 
 def _read_one(number: int, items: Iterable[Any], out: queue.Queue[tuple[int, Any]], stop: threading.Event) -> None:
     try:
         for item in items:
-            if not _put(out, (number, item), stop):
+            if not put(out, (number, item), stop):
                 return
     finally:
         close = getattr(items, "close", None)
         if close is not None:
             close()
-
-
-def _put(out: queue.Queue[tuple[int, Any]], entry: tuple[int, Any], stop: threading.Event) -> bool:
-    """Queue one entry; False when the consumer has gone."""
-    while not stop.is_set():
-        try:
-            out.put(entry, timeout=_POLL_SECONDS)
-        except queue.Full:
-            continue
-        return True
-    return False

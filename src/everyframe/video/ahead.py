@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+Label = TypeVar("Label", str, int)
 
 _ITEM, _ERROR, _END = "item", "error", "end"
 _POLL_SECONDS = 0.05
@@ -94,7 +95,7 @@ def _produce(iterable: Iterable[Any], out: queue.Queue[tuple[str, Any]], stop: t
     last: tuple[str, Any] = (_END, None)
     try:
         for item in iterable:
-            if not _put(out, (_ITEM, item), stop):
+            if not put(out, (_ITEM, item), stop):
                 break
     except BaseException as error:  # whatever it is belongs to the consumer, who raises it again
         last = (_ERROR, error)
@@ -104,11 +105,11 @@ def _produce(iterable: Iterable[Any], out: queue.Queue[tuple[str, Any]], stop: t
             close()
     except BaseException as error:
         last = (_ERROR, error) if last[0] == _END else last
-    _put(out, last, stop)
+    put(out, last, stop)
 
 
-def _put(out: queue.Queue[tuple[str, Any]], entry: tuple[str, Any], stop: threading.Event) -> bool:
-    """Queue one entry; False when the consumer has gone."""
+def put(out: queue.Queue[tuple[Label, Any]], entry: tuple[Label, Any], stop: threading.Event) -> bool:
+    """Queue one entry of a thread that reads ahead; False when its consumer has gone."""
     while not stop.is_set():
         try:
             out.put(entry, timeout=_POLL_SECONDS)
