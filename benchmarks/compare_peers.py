@@ -18,7 +18,6 @@ frames of the same time: our preprocessing is Pillow's arithmetic, `whole` resiz
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import sys
@@ -34,18 +33,10 @@ import torch
 
 from encode import FPS, make_model, make_video
 from everyframe.cpu import OtherLoad
-from machine import machine
+from machine import machine, save
 from turns import Player, serve
+from ways import WAYS
 
-WAYS = {
-    "loop": ("PyAV + transformers loop", "float32"),
-    "loop16": ("PyAV + transformers loop", "bfloat16"),
-    "whole": ("the way of clip-video-encode", "float32"),
-    "reencode": ("the way of video_features", "float32"),
-    "dense": ("everyframe dense", "float32"),
-    "dense16": ("everyframe dense", "bfloat16"),
-    "residual": ("everyframe ResidualViT N=2", "bfloat16"),
-}
 ARCHITECTURES = {"ViT-B/32": 32, "ViT-B/16": 16}
 SECONDS, SOURCE_FPS = 16, 24
 SAME_TIME = 1e-3  # seconds
@@ -176,10 +167,7 @@ def main() -> None:
         "machine": machine(),
         "seconds": round(time.perf_counter() - begin),
     }
-    out = options.out or (None if options.quick else Path(__file__).parent / "results" / "peers.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+    save(record, options.out, quick=options.quick)
     for name, result in results.items():
         for way, own in result["runs"].items():
             speed = statistics.median(run["frames_per_second"] for run in own)

@@ -20,7 +20,6 @@ printed. f and g are left out, with a message, where `ef.load` knows no int8.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import resource
 import statistics
@@ -36,18 +35,10 @@ import numpy as np
 import torch
 
 from everyframe.cpu import OtherLoad
-from machine import machine
+from machine import machine, save
 from turns import Player, decline, serve
+from ways import SPEED_AIMS, VARIANTS
 
-VARIANTS = {
-    "a": "PyAV + transformers, float32",
-    "b": "PyAV + transformers, bfloat16",
-    "c": "everyframe dense, bfloat16",
-    "d": "everyframe ResidualViT N=2, bfloat16",
-    "e": "everyframe ReuseEncoder N=5, bfloat16",
-    "f": "everyframe dense, int8",
-    "g": "everyframe ResidualViT N=2, int8",
-}
 INT8 = "fg"
 ARCHITECTURES = {
     "ViT-B/16": {"patch_size": 16},
@@ -56,8 +47,6 @@ ARCHITECTURES = {
 FPS = 3.0
 SECONDS = 24  # 12 groups of six frames
 PART_SECONDS = 10.0  # of which decoding, preprocessing and the model are timed apart
-AIMS = {("d", "c"): 2.2, ("d", "a"): 4.5, ("d", "b"): 2.3, ("e", "c"): 3.0, ("f", "c"): 1.5}
-"""How many times as fast the first is to be as the second, with ViT-B/16."""
 
 
 def make_model(
@@ -252,7 +241,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         for variant, own in runs.items():
             speed = statistics.median(run["frames_per_second"] for run in own)
             lines.append(f"{name} {variant}. {VARIANTS[variant]}: {speed:.2f} frames/s")
-        for (one, other), aim in AIMS.items():
+        for (one, other), aim in SPEED_AIMS.items():
             if one in runs and other in runs:
                 lines.append(f"{name} {one} is {ratio(runs, one, other):.2f}x as fast as {other} (aim {aim}x)")
         cosines = {"c to b": result["cosine_of_c_to_b"], "g to d": result["cosine_of_g_to_d"]}
@@ -294,10 +283,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "seconds": round(time.perf_counter() - begin),
     }
-    out = options.out or (None if options.quick else Path(__file__).parent / "results" / "encode.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+    save(record, options.out, quick=options.quick)
     print("\n".join(summary(results)))
 
 

@@ -1,13 +1,15 @@
-"""What a benchmark says of the machine it ran on: processor, the instructions that matter, cores, threads, versions."""
+"""What a benchmark says of the machine it ran on (processor, instructions, cores, threads, versions), and where."""
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
 from typing import Any
 
 from everyframe import cpu
 
+RESULTS = Path(__file__).parent / "results"
 FLAGS = (
     *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"),
     *("asimd", "bf16", "i8mm"),
@@ -32,6 +34,14 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "av": av.__version__,
     }
+
+
+def save(record: dict[str, Any], out: Path | None, *, quick: bool) -> None:
+    """Write a record to `out`; by default to benchmarks/results by its own name, unless it is of a quick run."""
+    file = out or (None if quick else RESULTS / f"{record['benchmark']}.json")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -35,6 +35,7 @@ from everyframe.pipeline import Sampling, encode_videos
 from everyframe.pipeline.decoding import Finished, read_chunks
 from everyframe.synthetic import SyntheticVideo
 from machine import machine
+from ways import bound
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLING = Sampling(fps=3.0)
@@ -137,14 +138,6 @@ def measure(case: Case, work: Path, rounds: int, decoders: list[int]) -> dict[st
         "decoders": seconds,
         **cpu.facts(load),
     }
-
-
-def bound(result: dict[str, Any]) -> float:
-    """Seconds that no overlap can beat."""
-    stages = result["stages"]
-    both = stages["read_cpu_seconds"] + stages["model_cpu_seconds"]
-    cores = min(result["cores"], result["quota"] or result["cores"])
-    return max(stages["read_seconds"], stages["model_seconds"], both / cores)
 
 
 def ratios(result: dict[str, Any], decoders: str) -> list[float]:

@@ -22,7 +22,6 @@ and the model on them. Weights are random, but for the bundled model.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -51,7 +50,7 @@ from everyframe.video.decode import Decoder
 from everyframe.video.motion import MotionMeter
 from everyframe.video.opening import Input
 from everyframe.video.picture import Converter
-from machine import machine
+from machine import machine, save
 
 FPS = 3.0
 BATCH, TOKENS, WIDTH = 32, 197, 768  # of ViT-B/16
@@ -508,10 +507,7 @@ def main() -> None:
         "machine": {**machine(), "other_load": load.read()},
         "seconds": round(time.perf_counter() - begin),
     }
-    out = options.out or (None if options.quick else Path(__file__).parent / "results" / "performance.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+    save(record, options.out, quick=options.quick)
     say(record)
 
 

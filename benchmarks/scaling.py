@@ -17,7 +17,6 @@ to the last point to which one line fits all before it within 10 %. Where cost i
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -40,7 +39,7 @@ from everyframe import cpu
 from everyframe.pipeline import read_window
 from everyframe.synthetic import SyntheticVideo
 from everyframe.video import sample_frames, write_video
-from machine import machine
+from machine import machine, save
 
 FPS = 3.0
 SOURCE_FPS = 24
@@ -302,10 +301,7 @@ def main() -> None:
         "machine": {**machine(), "other_load": load.read()},
         "seconds": round(time.perf_counter() - begin),
     }
-    out = options.out or (None if options.quick else Path(__file__).parent / "results" / "scaling.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+    save(record, options.out, quick=options.quick)
     for axis, lines in record["axes"].items():
         for line, found in lines.items():
             for each in found["points"]:

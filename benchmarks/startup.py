@@ -28,10 +28,10 @@ from typing import Any
 
 from everyframe import cpu
 from machine import machine
+from ways import START_AIMS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-AIMS = {"everyframe --help": 0.3, "first feature": 2.0}  # seconds
 BUNDLED = ["--model", "bundled", "--device", "cpu"]
 
 
@@ -114,7 +114,7 @@ def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name, seconds in record["seconds"].items():
         median = statistics.median(seconds)
-        aim = f" (aim {AIMS[name]} s)" if name in AIMS else ""
+        aim = f" (aim {START_AIMS[name]} s)" if name in START_AIMS else ""
         lines.append(f"{name}: {median:.3f} s, {median / torch:.2f}x import torch{aim}")
     if "footprint" in record:
         sizes = {name: each["bytes"] for name, each in record["footprint"]["distributions"].items()}

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+from records import read
+
 WAYS = {"pyav": "PyAV loop", "opencv": "OpenCV", "torchcodec": "torchcodec"}
-
-
-def read(name: str) -> dict[str, Any]:
-    file = RESULTS / f"{name}.json"
-    if not file.exists():
-        sys.exit(f"benchmarks/results/{file.name} does not exist; docs/video.md says how to measure it")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def faster(row: dict[str, Any], way: str) -> str:

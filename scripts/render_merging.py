@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from pathlib import Path
-from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-
-
-def read(name: str) -> dict[str, Any]:
-    file = RESULTS / f"{name}.json"
-    if not file.exists():
-        sys.exit(f"benchmarks/results/{file.name} does not exist; run python benchmarks/{name}.py")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+from records import read, table
 
 
 def merging_table() -> str:

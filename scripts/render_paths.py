@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-
-
-def read() -> dict[str, Any]:
-    file = RESULTS / "paths.json"
-    if not file.exists():
-        sys.exit("benchmarks/results/paths.json does not exist; `python benchmarks/paths.py` measures it")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+from records import read, table
 
 
 def cosines(row: dict[str, Any] | None) -> str:
@@ -29,7 +14,7 @@ def cosines(row: dict[str, Any] | None) -> str:
 
 def paths_table() -> str:
     """Fidelity and accuracy of every path and encoder."""
-    record = read()
+    record = read("paths")
     random = {(row["path"], row["encoder"]): row for row in record["random"]}
     rows = []
     for row in record["bundled"]:
@@ -53,7 +38,7 @@ def ratio(seconds: dict[str, list[float]]) -> float:
 
 def int8_speed() -> str:
     """int8 over bfloat16, layer by layer and for the whole tower."""
-    record = read()
+    record = read("paths")
     layers: dict[str, dict[int, float]] = {}
     for row in record["speed"]["layers"]:
         layers.setdefault(row["layer"], {})[row["rows"]] = ratio(row["seconds"])

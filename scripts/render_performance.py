@@ -8,57 +8,23 @@ Called by render_results.py; by itself it draws:
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import render_startup
+import records
 from everyframe.extras import require
+from records import ROOT, read, table
+from ways import SPEED_AIMS, START_AIMS, VARIANTS, WAYS
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-VARIANTS = {
-    "a": "PyAV + transformers, float32",
-    "b": "PyAV + transformers, bfloat16",
-    "c": "everyframe dense, bfloat16",
-    "d": "everyframe ResidualViT N=2, bfloat16",
-    "e": "everyframe ReuseEncoder N=5, bfloat16",
-    "f": "everyframe dense, int8",
-    "g": "everyframe ResidualViT N=2, int8",
-}
-WAYS = {
-    "loop": ("PyAV + transformers loop", "float32"),
-    "loop16": ("PyAV + transformers loop", "bfloat16"),
-    "whole": ("the way of clip-video-encode", "float32"),
-    "reencode": ("the way of video_features", "float32"),
-    "dense": ("everyframe dense", "float32"),
-    "dense16": ("everyframe dense", "bfloat16"),
-    "residual": ("everyframe ResidualViT N=2", "bfloat16"),
-}
-SPEED_AIMS = (("d", "c", 2.2), ("d", "a", 4.5), ("d", "b", 2.3), ("e", "c", 3.0), ("f", "c", 1.5))
 POINTS_AIM = -0.5
 MATMUL_AIM, P_FRAME_AIM, OVERLAP_AIM, COSINE_AIM = 0.90, 0.85, 1.05, 0.99
 MODEL, DTYPE = "ViT-B/16", "bfloat16"  # what the aims are about
 BLUE, GREEN, OCHRE, RED, GREY, VIOLET = "#0969da", "#1a7f37", "#9a6700", "#cf222e", "#57606a", "#8250df"
 QUICK = "**Of a --quick run: few rounds, so rough.** "
-
-
-def read(name: str) -> dict[str, Any]:
-    file = RESULTS / f"{name}.json"
-    if not file.exists():
-        sys.exit(f"benchmarks/results/{file.name} does not exist; docs/performance.md says how to measure it")
-    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return loaded
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def number(value: float) -> str:
@@ -309,7 +275,7 @@ def aims() -> list[Aim]:
     for kind, title in (("residual", "ResidualViT"), ("reuse", "ReuseEncoder")):
         rate = flop_rate_ratio(stages, kind)
         found.append(Aim(f"P-frames of {title}, FLOP/s over that of dense", rate, P_FRAME_AIM))
-    for one, other, limit in SPEED_AIMS:
+    for (one, other), limit in SPEED_AIMS.items():
         text = f"{VARIANTS[one]}, frames/s over {VARIANTS[other]}"
         found.append(Aim(text, ratio(result["runs"], one, other), limit))
     found.append(Aim("dense int8, cosine to float32", result.get("cosine_to_a", {}).get("f"), COSINE_AIM))
@@ -332,14 +298,15 @@ def end_to_end_share(stages: dict[str, Any]) -> float | None:
 
 def other_aims() -> list[Aim]:
     """Those that other benchmarks measure, where they have run."""
-    paths, startup = (read(name) if (RESULTS / f"{name}.json").exists() else None for name in ("paths", "startup"))
+    there = [name for name in ("paths", "startup") if (records.RESULTS / f"{name}.json").exists()]
+    paths, startup = (read(name) if name in there else None for name in ("paths", "startup"))
     points = None
     if paths is not None:
         # Of the float32 rows, which are the reference, there is nothing to say.
         fast = [row for row in paths["bundled"] if row["fidelity"] is not None]
         points = min(each["points"] for row in fast for each in row["accuracy"])
     found = [Aim("R@1 of the fast paths, points against float32, the least (bundled model)", points, POINTS_AIM)]
-    for name, limit in render_startup.AIMS.items():
+    for name, limit in START_AIMS.items():
         seconds = None if startup is None else statistics.median(startup["seconds"][name])
         found.append(Aim(f"start-up, {name}, seconds", seconds, limit, at_most=True))
     return found
@@ -634,13 +601,12 @@ RENDERERS = {
 
 
 def main() -> None:
-    global RESULTS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=records.RESULTS)
     parser.add_argument("--images", type=Path, default=IMAGES)
     parser.add_argument("--png", action="store_true", help="PNG instead of SVG, to be looked at")
     options = parser.parse_args()
-    RESULTS = options.results
+    records.RESULTS = options.results
     for file in draw(options.images, suffix="png" if options.png else "svg"):
         print(file)
 

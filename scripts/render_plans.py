@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+from records import read, table
+
 SPLITS = ("lecture", "still", "talking_head", "handheld", "pan", "action", "cuts")
-
-
-def _read(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 def _variant(family: str, name: str, interleave: int) -> dict[str, Any]:
     found = [
         result
-        for result in _read("reuse_variants")["results"]
+        for result in read("reuse_variants")["results"]
         if (result["family"], result["variant"], result["interleave"]) == (family, name, interleave)
     ]
     if len(found) != 1:
@@ -36,7 +25,7 @@ def _fidelity(result: dict[str, Any]) -> str:
 
 
 def reuse_select() -> str:
-    record = _read("reuse_variants")
+    record = read("reuse_variants")
     rows = []
     for name, label in (
         ("change", "**change**: pixels, against the patch's last refresh"),
@@ -58,7 +47,7 @@ def reuse_select() -> str:
         f"(5th percentile), {record['videos_per_style']} videos of {record['seconds_per_video']:g} s of each of six "
         "kinds."
     )
-    return head + "\n\n" + _table(["refreshed by", "cost of a P-frame, linear layers", "N=2", "N=5"], rows)
+    return head + "\n\n" + table(["refreshed by", "cost of a P-frame, linear layers", "N=2", "N=5"], rows)
 
 
 def reuse_variants() -> str:
@@ -86,7 +75,7 @@ def reuse_variants() -> str:
                     f"{gain['videos_better']} of {gain['videos']}",
                 ]
             )
-    table = _table(
+    first = table(
         ["idea", "variant", "cost of a P-frame", "without", "with", "gain ± standard error", "videos better"], rows
     )
     names = {"reuse": "reuse", "two-sided": "two-sided reuse", "interpolate": "interpolate"}
@@ -94,12 +83,12 @@ def reuse_variants() -> str:
     for name, label in (("ResidualViT random", "ResidualViT, token of the last I-feature"),
                         ("ResidualViT random, mixed", "the same, token of both I-features interpolated")):  # fmt: skip
         sides.append([label, *(_fidelity(_variant("E", name, n)) for n in (2, 3, 5, 7, 10))])
-    more = _table(["two-sided, by N", "N=2", "N=3", "N=5", "N=7", "N=10"], sides)
-    return f"At N=5, P-frames alone:\n\n{table}\n\n{more}"
+    more = table(["two-sided, by N", "N=2", "N=3", "N=5", "N=7", "N=10"], sides)
+    return f"At N=5, P-frames alone:\n\n{first}\n\n{more}"
 
 
 def cuts() -> str:
-    record = _read("cuts")
+    record = read("cuts")
     names = ("CutDetector", "ContentDetector", "AdaptiveDetector")
     labels = {
         "synthetic": "synthetic, four styles",
@@ -117,7 +106,7 @@ def cuts() -> str:
         cells = [f"{found[n]['precision']:.2f} / {found[n]['recall']:.2f} / {found[n]['f1']:.3f}" for n in names]
         rows.append([label, str(found[names[0]]["cuts"]), *cells])
     header = ["videos", "cuts", "ours, at 3 frames/s: precision / recall / F1", "PySceneDetect content", "and adaptive"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _pooled(row: dict[str, Any], key: str, digits: int) -> str:
@@ -128,7 +117,7 @@ def _pooled(row: dict[str, Any], key: str, digits: int) -> str:
 
 
 def adaptive_methods() -> str:
-    run = _read("adaptive")["runs"][0]
+    run = read("adaptive")["runs"][0]
     facts = run["facts"]["all"]
     rows = []
     for row in run["splits"]["all"]:
@@ -149,11 +138,11 @@ def adaptive_methods() -> str:
     )
     header = ["method", "GFLOPs, % of dense", "fidelity", "5th percentile", "first frame after a cut",
               "R@1 IoU .5, % of dense", "IoU .7"]  # fmt: skip
-    return head + "\n\n" + _table(header, rows)
+    return head + "\n\n" + table(header, rows)
 
 
 def adaptive_splits() -> str:
-    run = _read("adaptive")["runs"][0]
+    run = read("adaptive")["runs"][0]
     wanted = ("ResidualViT + token N=2", "reuse N=5", "adaptive p=0.85 t=1")
     rows = []
     for split in SPLITS:
@@ -172,11 +161,11 @@ def adaptive_splits() -> str:
         )
     header = ["kind", "patches moving", *(f"{name}: cost, fidelity" for name in wanted), "its 5th percentile",
               "its R@1 IoU .5 / .7, % of dense"]  # fmt: skip
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def adaptive_claim() -> str:
-    rows = {row["method"]: row for row in _read("adaptive")["runs"][0]["splits"]["all"]}
+    rows = {row["method"]: row for row in read("adaptive")["runs"][0]["splits"]["all"]}
     row = rows["adaptive p=0.85 t=1"]
     return (
         f"{100 - row['share'][0]:.0f} % less compute, at a mean cosine of {row['fidelity'][0]:.3f} to the features of "
@@ -186,7 +175,7 @@ def adaptive_claim() -> str:
 
 
 def adaptive_aims() -> str:
-    run = _read("adaptive")["runs"][0]
+    run = read("adaptive")["runs"][0]
     lines = [
         f"- {verdict['aim']}: **{'met' if verdict['met'] else 'not met'}**. {verdict['text']}."
         for verdict in run["verdicts"]
@@ -203,7 +192,7 @@ def adaptive_aims() -> str:
 
 def real_change() -> str:
     rows = []
-    for result in _read("real_change")["results"]:
+    for result in read("real_change")["results"]:
         for row in result["rows"]:
             if row["setting"].startswith("adaptive") or (row["setting"] == "N=5" and row["drop"] in (0.85, 0.5)):
                 won = "" if row["loss_of_copy"] is None else f"{1 - (1 - row['fidelity']) / row['loss_of_copy']:.0%}"
@@ -218,11 +207,11 @@ def real_change() -> str:
                     ]
                 )
     header = ["clip", "plan", "cost, of dense", "change held", "loss won back", "fidelity (5th percentile)"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def fidelity() -> str:
-    record = _read("fidelity")
+    record = read("fidelity")
     rows = []
     for entry in record["synthetic"]:
         pooled = entry["pooled"]
@@ -239,7 +228,7 @@ def fidelity() -> str:
         )
     header = ["asked", "measured", "predicted from the plan", "cost, of dense", "kinds: lowest to highest",
               "lowest 5th percentile of a kind"]  # fmt: skip
-    text = "Synthetic, all kinds together:\n\n" + _table(header, rows)
+    text = "Synthetic, all kinds together:\n\n" + table(header, rows)
     if record["real"]:
         clips = list(dict.fromkeys(row["clip"] for row in record["real"]))
         targets = sorted({row["target"] for row in record["real"]})
@@ -249,12 +238,12 @@ def fidelity() -> str:
             for clip in clips
         ]
         text += "\n\nReal clips, each with a calibration on the four others:\n\n"
-        text += _table(["clip", *(f"asked {target:.2f}" for target in targets)], real)
+        text += table(["clip", *(f"asked {target:.2f}" for target in targets)], real)
     return text
 
 
 def recipe() -> str:
-    record = _read("recipe")
+    record = read("recipe")
     rows = [
         [
             each["encoder"],
@@ -265,11 +254,11 @@ def recipe() -> str:
         for each in record["results"]
     ]
     head = f"`python benchmarks/recipe.py`: {record['videos']} synthetic videos of a minute, bundled model, float16:"
-    return head + "\n\n" + _table(["encoder", "features, per video", "recipe", "restored bit for bit"], rows)
+    return head + "\n\n" + table(["encoder", "features, per video", "recipe", "restored bit for bit"], rows)
 
 
 def adaptive_speed() -> str:
-    record = _read("adaptive_speed")
+    record = read("adaptive_speed")
     rows = []
     for dtype, result in record["results"].items():
         for name, found in result["all"]["methods"].items():
@@ -294,7 +283,7 @@ def adaptive_speed() -> str:
     )
     header = ["dtype", "encoder", "GFLOPs, of dense", "time, of dense", "time over GFLOPs (rounds)", "planning",
               "queries that are padding"]  # fmt: skip
-    return head + "\n\n" + _table(header, rows)
+    return head + "\n\n" + table(header, rows)
 
 
 RENDERERS = {

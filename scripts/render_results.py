@@ -9,12 +9,10 @@ A place looks like <!-- result:NAME --> ... <!-- /result -->.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import render_decode
@@ -29,9 +27,8 @@ import render_tasks
 import render_tempme
 from everyframe.evaluation.plots import write_plots
 from everyframe.evaluation.tables import caption, markdown, tables
+from records import ROOT, read
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- result:(?P<name>\w+) -->)(?P<body>.*?)(<!-- /result -->)", re.S)
 VARIANTS = {
     "a": "PyAV + transformers, float32 (today's loop)",
@@ -39,13 +36,6 @@ VARIANTS = {
     "c": "everyframe dense, bfloat16",
     "d": "everyframe ResidualViT N=2, bfloat16",
 }
-
-
-def read(name: str) -> dict[str, Any]:
-    file = RESULTS / f"{name}.json"
-    if not file.exists():
-        sys.exit(f"{file.relative_to(ROOT)} does not exist; `make bench` measures it")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def ratios(runs: dict[str, Any], variant: str) -> list[float]:

@@ -6,17 +6,14 @@ The predictions are made here, by `everyframe.scale.capacity` from the measured 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 from everyframe import DenseEncoder, ReuseEncoder
 from everyframe.backbone.presets import skeleton
 from everyframe.scale.capacity import Machine, Rates, Workload, cores_per_gpu, predict, together
+from records import read, table
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 HOURS, DAYS = 1_000_000, 30
 
 # Assumptions, all of them: sizes like those that clouds rent, in physical cores as fast as the measured one, at round
@@ -25,19 +22,6 @@ CPU = Machine(name="CPU machine, 32 cores", cores=32, euros_per_hour=1.3)
 SMALL_GPU = Machine(name="small GPU (121 TFLOP/s), 8 cores", cores=8, euros_per_hour=0.8, gpus=1, gpu_tflops=121)
 LARGE_GPU = Machine(name="large GPU (989 TFLOP/s), 16 cores", cores=16, euros_per_hour=3.0, gpus=1, gpu_tflops=989)
 ACHIEVED = (0.15, 0.3, 0.5)
-
-
-def read(name: str) -> dict[str, Any]:
-    file = RESULTS / f"{name}.json"
-    if not file.exists():
-        sys.exit(f"benchmarks/results/{file.name} does not exist; docs/scale.md says how to measure it")
-    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return loaded
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def number(value: float) -> str:

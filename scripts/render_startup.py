@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-AIMS = {"everyframe --help": 0.3, "first feature": 2.0}  # seconds
+from records import read, table
+from ways import START_AIMS, bound
+
 NAMES = {
     "everyframe info": "`everyframe info` of a clip",
     "first feature": "`everyframe encode` of a clip of 4 s with the bundled model, to the feature file",
@@ -24,18 +22,6 @@ WAYS = {
 SHOWN_SHARE = 0.01  # of what is installed: distributions below it share a row
 
 
-def read(name: str) -> dict[str, Any]:
-    file = RESULTS / f"{name}.json"
-    if not file.exists():
-        sys.exit(f"benchmarks/results/{file.name} does not exist; `python benchmarks/{name}.py` measures it")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def beside(record: dict[str, Any]) -> str:
     """Cores, and what others used of them."""
     load = "unknown" if record["other_load"] is None else f"{record['other_load']:.2f}"
@@ -48,7 +34,7 @@ def times_table() -> str:
     rows = []
     for name, seconds in record["seconds"].items():
         median = statistics.median(seconds)
-        aim = f"{AIMS[name]:g} s" if name in AIMS else ""
+        aim = f"{START_AIMS[name]:g} s" if name in START_AIMS else ""
         spread = f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
         rows.append([NAMES.get(name, f"`{name}`"), spread, f"{median / torch:.2f}x", aim])
     head = ["a process of its own", "seconds (min to max)", "of `import torch`", "aim"]
@@ -83,14 +69,6 @@ def memory_sentence() -> str:
         more = ts["long"]["peak_rss_mib"] - ts["short"]["peak_rss_mib"]
         parts.append(f"{more / hours:+.1f} MiB {what}")
     return f"Memory per further hour of video (MPEG-TS): {' and '.join(parts)}."
-
-
-def bound(result: dict[str, Any]) -> float:
-    """Seconds that no overlap can beat: the longer stage, or the processor time of both shared among the cores."""
-    stages = result["stages"]
-    both = stages["read_cpu_seconds"] + stages["model_cpu_seconds"]
-    cores = min(result["cores"], result["quota"] or result["cores"])
-    return max(stages["read_seconds"], stages["model_seconds"], both / cores)
 
 
 def parallel_table() -> str:

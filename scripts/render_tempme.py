@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from render_merging import read, table
+from records import read, table
 
 _LABELS = {"mean": "mean pooling", "ToMe": "ToMe", "TempMe": "TempMe"}
 

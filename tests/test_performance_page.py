@@ -27,9 +27,10 @@ for _folder in ("benchmarks", "scripts"):
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """render_performance, reading records from a folder that `write` fills."""
+    import records
     import render_performance
 
-    monkeypatch.setattr(render_performance, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
     return render_performance
 
 
